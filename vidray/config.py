@@ -1,0 +1,160 @@
+"""What a scoring run is asked for: one definition for the flags, the config file and the library."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vidray.errors import UsageError
+from vidray.types import Aggregation, Limits, Span, ViewConfig
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score every video of the sources with a model, into Parquet with one row per video."""
+
+    source: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+    """Where the videos are; repeat the flag for several. A folder or prefix, a glob, one video, or a manifest
+    (.csv, .jsonl, .parquet with a `uri` column), on any file system: a path, s3://, gs://, az://, https://."""
+    model: str
+    """A checkpoint folder (local, s3://, gs://, az://) or a Hugging Face Hub id."""
+    output: str
+    """The folder that the results go to: predictions/ and _runs/. Give every night the same one."""
+
+    views: str | None = None
+    """Views per video as CLIPSxCROPS: 5x3, 5x1, 1x1. Default: what the checkpoint was validated with, else 5x1."""
+    span: Span | None = None
+    """What a clip spans: `stride` (num_frames × stride / 30 seconds) or `full` (the whole video).
+    Default: from the checkpoint."""
+    stride: int | None = None
+    """Frames between two sampled frames, at 30 frames per second. Default: from the checkpoint, else 4."""
+    aggregation: Aggregation | None = None
+    """How views become one answer: `prob` (mean of probabilities) or `score` (mean of logits).
+    Default: from the checkpoint, else prob."""
+    top_k: int = 5
+    """Labels kept per video in the column top_k."""
+
+    device: Device = "auto"
+    """Where the model runs. auto: on the cluster's GPUs if it has any, else on CPUs."""
+    precision: Precision = "auto"
+    """Arithmetic of the model. auto: bf16 on a GPU that has it, else fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile: slower to start, faster afterwards."""
+    batch_size: int | None = None
+    """Views per forward pass. Default: 32 on a GPU, 8 on a CPU."""
+
+    config: str | None = None
+    """A YAML file with any of these names and their values, `source: [a, b]` for several. What is typed wins."""
+    run_id: str | None = None
+    """Name of the run: letters, digits, `.`, `_`, `-`. Default: the newest unfinished run of this configuration is
+    resumed; if there is none, a fresh unique name."""
+    retry_failed: bool = False
+    """Also score again what failed before, whatever the reason."""
+    max_attempts: int = 3
+    """How often a video is tried in all, a night at a time, when it fails for a passing reason
+    (not found, changed, timed out …)."""
+    max_failure_rate: float = 0.05
+    """Exit with code 3 if more than this share of the videos tried in this run failed."""
+    dry_run: bool = False
+    """Say what a run would do, and do nothing."""
+    allow_unconditional_store: bool = False
+    """Accept an output store without conditional writes. Then only the lease keeps two runs apart."""
+
+    rows_per_part: int | None = None
+    """Videos per Parquet part, the unit of commit: a crash costs at most the parts in flight.
+    Default: a hundredth of the run, between 50 and 4000."""
+    decoders: str | None = None
+    """Decoding processes, as N or MIN:MAX. Default: from the cluster's CPUs."""
+    predictors: str | None = None
+    """Model replicas, as N or MIN:MAX. Default: one per GPU, or from the cluster's CPUs."""
+    fetch_threads: int = 8
+    """Objects that each decoding process fetches at a time."""
+    ray_address: str | None = None
+    """Ray cluster to use. Default: $RAY_ADDRESS (set by `ray job submit`), else Ray is started on this machine."""
+    stall_timeout_seconds: float = 1800.0
+    """Give up when no video has finished for this long (nodes that never come, for instance)."""
+
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        _require(len(self.source) > 0, "--source", self.source, "at least one")
+        _require(self.views is None or parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
+        for flag in ("top_k", "max_attempts", "fetch_threads"):
+            _require(getattr(self, flag) >= 1, f"--{flag.replace('_', '-')}", getattr(self, flag), "at least 1")
+        for flag in ("stride", "batch_size", "rows_per_part"):
+            value = getattr(self, flag)
+            _require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
+        _require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")
+        _require(self.stall_timeout_seconds > 0, "--stall-timeout-seconds", self.stall_timeout_seconds, "above 0")
+        if self.run_id is not None:
+            ok = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", self.run_id)
+            _require(
+                bool(ok), "--run-id", self.run_id, "letters, digits, '.', '_', '-', starting with a letter or digit"
+            )
+        for flag in ("decoders", "predictors"):
+            value = getattr(self, flag)
+            _require(value is None or parse_pool(value) is not None, f"--{flag}", value, "N or MIN:MAX, at least 1")
+
+    def effective_view(self, checkpoint_view: ViewConfig) -> ViewConfig:
+        """The checkpoint's view config with what was asked for on the command line put in its place."""
+        asked: dict[str, Any] = {"span": self.span, "stride": self.stride, "aggregation": self.aggregation}
+        if self.views is not None:
+            asked["num_clips"], asked["num_crops"] = parse_views(self.views) or (1, 1)
+        return dataclasses.replace(checkpoint_view, **{k: v for k, v in asked.items() if v is not None})
+
+
+def _require(holds: bool, flag: str, got: object, allowed: str) -> None:
+    if not holds:
+        raise UsageError(f"{flag}: got {got!r}, allowed is {allowed}")
+
+
+def parse_views(text: str) -> tuple[int, int] | None:
+    """``"5x3"`` → (5 clips, 3 crops); None if it is not of that form."""
+    match = re.fullmatch(r"([1-9]\d{0,2})x([13])", text.strip())
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def parse_pool(text: str) -> tuple[int, int] | None:
+    """``"4"`` → (4, 4), ``"1:8"`` → (1, 8); None if it is not of that form."""
+    match = re.fullmatch(r"([1-9]\d{0,4})(?::([1-9]\d{0,4}))?", text.strip())
+    if not match:
+        return None
+    low, high = int(match[1]), int(match[2] or match[1])
+    return (low, high) if low <= high else None
+
+
+def config_file_arguments(values: dict[str, Any], *, given: set[str]) -> list[str]:
+    """Flags that say the same as a config file, less those in ``given``: what is typed wins over what is on file.
+
+    The file goes through the same parser as the command line, so there is one definition for both.
+    Raises UsageError for values that are neither scalars nor lists of them.
+    """
+    arguments: list[str] = []
+    for key, value in values.items():
+        flag = "--" + str(key).replace("_", "-")
+        if flag in given or _negated(flag) in given or value is None:
+            continue
+        arguments += _flag_arguments(flag, value)
+    return arguments
+
+
+def _negated(flag: str) -> str:
+    return "--no-" + flag.removeprefix("--")
+
+
+def _flag_arguments(flag: str, value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else _negated(flag)]
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str | int | float) for item in items):
+        raise UsageError(
+            f"config file, {flag.removeprefix('--')}: got {value!r}, allowed are a value or a list of values"
+        )
+    return [f"{flag}={item}" for item in items]

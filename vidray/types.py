@@ -1,0 +1,211 @@
+"""The values that travel between modules. All are frozen; all are validated when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Span = Literal["stride", "full"]
+Aggregation = Literal["prob", "score"]
+
+REFERENCE_FPS = 30
+"""A clip of ``num_frames`` at ``stride`` lasts ``num_frames * stride / 30`` seconds, whatever the video's own rate
+(as in VideoMAE and in the Transformers guide, which assume 30 frames per second)."""
+
+
+class Status(enum.StrEnum):
+    """How one video ended. Every planned video ends as exactly one row with one of these."""
+
+    OK = "ok"
+    NOT_FOUND = "not_found"
+    ACCESS_DENIED = "access_denied"
+    FETCH_FAILED = "fetch_failed"
+    CHANGED = "changed"
+    TOO_LARGE = "too_large"
+    UNSUPPORTED = "unsupported"
+    NO_VIDEO = "no_video"
+    CORRUPT = "corrupt"
+    DECODE_TIMEOUT = "decode_timeout"
+    DECODER_CRASHED = "decoder_crashed"
+    OUT_OF_MEMORY = "out_of_memory"
+    MODEL_ERROR = "model_error"
+
+    @property
+    def is_transient(self) -> bool:
+        """True if the next run should try again by itself: the object or the machine may be to blame, not the video."""
+        return self in _TRANSIENT
+
+
+_TRANSIENT = frozenset(
+    {
+        Status.NOT_FOUND,
+        Status.ACCESS_DENIED,
+        Status.FETCH_FAILED,
+        Status.CHANGED,
+        Status.DECODE_TIMEOUT,
+        Status.DECODER_CRASHED,
+        Status.OUT_OF_MEMORY,
+        Status.MODEL_ERROR,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoRef:
+    """One object that may be a video, as it was listed."""
+
+    uri: str
+    """Where it lies, in valid Unicode: what the output's ``uri`` column says."""
+    size_bytes: int | None = None
+    """Size when listed; None if the source does not tell."""
+    etag: str | None = None
+    """What identifies this version of the object; None if the source does not tell.
+    On local file systems ``<mtime_ns>-<size>-<inode>``."""
+    path: bytes | None = None
+    """The path as the file system spells it, only where ``uri`` cannot (bytes that are not UTF-8)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipSpan:
+    """A half-open span of time, ``[start_seconds, end_seconds)``, in exact fractions of a second."""
+
+    index: int
+    """Which of the video's clips it is, from 0."""
+    start_seconds: Fraction
+    end_seconds: Fraction
+
+    def __post_init__(self) -> None:
+        if self.end_seconds <= self.start_seconds:
+            raise ValueError(f"a clip must end after it starts, got [{self.start_seconds}, {self.end_seconds})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """The frames of one span of time."""
+
+    frames: np.ndarray
+    """(T, H, W, C) uint8 RGB, as displayed (rotation applied)."""
+    pts_seconds: np.ndarray
+    """(T,) float64: when each frame is shown, from the start of the video stream."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoInfo:
+    """What decoding found out about one video. None: not known (the file does not say, or was not opened)."""
+
+    duration_seconds: float | None = None
+    width: int | None = None
+    """Displayed width in pixels, after rotation."""
+    height: int | None = None
+    fps: float | None = None
+    """Average frame rate, frames per second."""
+    codec: str | None = None
+    num_frames_expected: int | None = None
+    """Frames that the container promises in the spans that were asked for."""
+    num_frames_decoded: int | None = None
+    """Frames found there. Fewer than expected: the file is truncated or damaged."""
+    decode_seconds: float | None = None
+    """Wall-clock seconds from bytes to views."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewConfig:
+    """How a video becomes the views that a model sees. Lives in the checkpoint, so that training and scoring agree."""
+
+    num_frames: int
+    """Frames per clip, T."""
+    size: int
+    """Height and width of a view in pixels."""
+    stride: int = 4
+    """Frames between two sampled ones at 30 frames per second; a clip lasts ``num_frames * stride / 30`` seconds."""
+    span: Span = "stride"
+    """``stride``: clips of that length; ``full``: every clip spans the whole video."""
+    num_clips: int = 5
+    """Clips per video, spread evenly from the first frame to the last; one alone is centred."""
+    num_crops: int = 1
+    """1: centre crop. 3: three crops along the longer side."""
+    short_side: int | None = None
+    """The shorter side is resized to this many pixels before cropping. None: ``size``."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Per channel, for pixels in [0, 1]: the model sees ``(pixel / 255 - mean) / std``."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    aggregation: Aggregation = "prob"
+    """``prob``: mean of the views' probabilities. ``score``: probabilities of the mean of their logits."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "size", "stride", "num_clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_crops not in (1, 3):
+            raise ValueError(f"num_crops must be 1 or 3, got {self.num_crops}")
+        if self.span not in ("stride", "full"):
+            raise ValueError(f"span must be 'stride' or 'full', got {self.span!r}")
+        if self.aggregation not in ("prob", "score"):
+            raise ValueError(f"aggregation must be 'prob' or 'score', got {self.aggregation!r}")
+        if self.short_side is not None and self.short_side < self.size:
+            raise ValueError(f"short_side must be at least size ({self.size}), got {self.short_side}")
+        if any(s <= 0 for s in self.std):
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    @property
+    def clip_seconds(self) -> Fraction:
+        """How long a clip lasts with ``span="stride"``."""
+        return Fraction(self.num_frames * self.stride, REFERENCE_FPS)
+
+    @property
+    def num_views(self) -> int:
+        """Views per video: clips × crops."""
+        return self.num_clips * self.num_crops
+
+    @property
+    def views_shape(self) -> tuple[int, int, int, int, int]:
+        """(V, T, H, W, C) of one video's views."""
+        return self.num_views, self.num_frames, self.size, self.size, 3
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one video's uint8 views."""
+        return self.num_views * self.num_frames * self.size * self.size * 3
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal configs give equal text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ViewConfig:
+        """The config that ``dataclasses.asdict`` gave, also after a way through JSON."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(f"unknown view config keys {sorted(unknown)}, allowed are {sorted(known)}")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one video may cost before it is given up as a row with a status."""
+
+    max_object_bytes: int = 4 * 1024**3
+    """Largest object that is fetched, in bytes."""
+    max_pixels: int = 8192 * 4320
+    """Largest frame that is decoded, in pixels (width × height)."""
+    max_frames: int = 100_000
+    """Most frames that are decoded for one video."""
+    max_duration_seconds: float = 6 * 3600.0
+    """Longest video, in seconds."""
+    decode_timeout_seconds: float = 60.0
+    """Wall-clock seconds for decoding one video, after which its decoder is killed."""
+    decode_memory_bytes: int = 3 * 1024**3
+    """Address space that the decoder process may use beyond what it has at its start."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ValueError(f"{field.name} must be positive, got {getattr(self, field.name)}")
