@@ -1,0 +1,81 @@
+"""Fixtures for all tests: stores in processes of their own, and the sample videos."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import servers
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[servers.Server]:
+    """An S3 server; its environment variables are set, so that child processes reach it too."""
+    with servers.s3_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: servers.Server) -> str:
+    """The URI (``s3://name``) of a new, empty bucket."""
+    from vidray.filesystems import filesystem
+
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    fs, _ = filesystem(f"s3://{name}")
+    fs.call_s3("create_bucket", Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[servers.Server]:
+    """An Azure Blob server; skips where Azurite is not installed (``scripts/azurite.sh install``)."""
+    program = servers.find_azurite()
+    if program is None:
+        pytest.skip("Azurite is not installed; scripts/azurite.sh install")
+    with servers.azure_server(program) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def azure_container(azure_server: servers.Server) -> str:
+    """The URI (``az://name``) of a new, empty container."""
+    from vidray.filesystems import filesystem
+
+    name = f"container-{uuid.uuid4().hex[:12]}"
+    fs, _ = filesystem(f"az://{name}")
+    fs.mkdir(name)
+    return f"az://{name}"
+
+
+@pytest.fixture
+def memory_folder() -> str:
+    """The URI (``memory://name``) of a folder that no other test uses."""
+    return f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def sample_videos() -> Path:
+    """The folder of sample videos that VIDRAY_SAMPLE_VIDEOS names; skips without it."""
+    folder = os.environ.get("VIDRAY_SAMPLE_VIDEOS")
+    if not folder:
+        pytest.skip("VIDRAY_SAMPLE_VIDEOS does not name a folder of sample videos")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray on this machine for all tests that run jobs in their own process."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

@@ -1,0 +1,69 @@
+"""Which names count as videos: in a folder, and by a glob."""
+
+from __future__ import annotations
+
+import re
+
+from fsspec.utils import glob_translate
+
+VIDEO_EXTENSIONS = frozenset(
+    [
+        ".3g2",
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mj2",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    ]
+)
+"""Names that count as videos in a folder, whatever their case. A glob, a manifest or a single URI takes any name."""
+
+_HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:_runs|_train)/)")
+"""A part that starts with a dot, other than the keys' parts ``.`` and ``..``; and what vidray itself writes."""
+_ENDINGS = tuple(VIDEO_EXTENSIONS)
+
+
+class VideosOnly:
+    """Keeps visible files with a video's extension."""
+
+    def keeps(self, path: str) -> bool:
+        """True for ``a/b.MP4``."""
+        return path.lower().endswith(_ENDINGS) and _HIDDEN.search(path) is None
+
+    def enters(self, path: str) -> bool:
+        """False for hidden folders and for those of an output."""
+        return _HIDDEN.search(f"{path}/") is None
+
+
+class GlobMatches:
+    """Keeps every file whose path matches a glob, and enters only folders on the way to one."""
+
+    def __init__(self, pattern: str) -> None:
+        parts = pattern.split("/")
+        self._whole = re.compile(glob_translate(pattern))
+        depth = parts.index("**") if "**" in parts else len(parts) - 1
+        self._enters_deeper = "**" in parts
+        self._folders = [re.compile(glob_translate("/".join(parts[: i + 1]))) for i in range(depth)]
+
+    def keeps(self, path: str) -> bool:
+        """True if the pattern matches all of the path."""
+        return self._whole.match(path) is not None
+
+    def enters(self, path: str) -> bool:
+        """True if the pattern can match something below this folder."""
+        at = path.count("/")
+        if at >= len(self._folders):
+            return self._enters_deeper
+        return self._folders[at].match(path) is not None
