@@ -1,0 +1,122 @@
+"""CPU time from a file to a model's views: ours against PyTorchVideo's EncodedVideo, for the same clips.
+
+    python benchmarks/decode.py /path/to/videos --views 1x1 --span full
+    python benchmarks/decode.py                      # generated clips, 320 x 240, 200 frames
+
+Ours is ``vidray.views.decode_views``. The other is ``EncodedVideo.get_clip`` on the same spans, then what
+``UniformTemporalSubsample``, ``ShortSideScale`` and ``CenterCrop`` do (``pytorchvideo.transforms`` itself does not
+import beside today's torchvision). Both take the bytes from memory; CPU time of all threads is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from pytorchvideo.data.encoded_video_pyav import EncodedVideoPyAV
+from torchvision.transforms.v2 import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.videos import make_video
+from vidray.decode import VideoDecoder
+from vidray.errors import VideoError
+from vidray.sampling import spread_spans
+from vidray.types import Limits, ViewConfig
+from vidray.views import decode_views
+
+
+def main() -> None:
+    """Parses, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="a folder of videos, searched recursively")
+    parser.add_argument("--views", default="1x1", help="clips x crops, e.g. 5x3 (default 1x1)")
+    parser.add_argument("--span", choices=("full", "stride"), default="full")
+    parser.add_argument("--num-frames", type=int, default=16)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--repeats", type=int, default=3, help="the best of so many is reported")
+    args = parser.parse_args()
+    num_clips, num_crops = (int(number) for number in args.views.split("x"))
+    view = ViewConfig(
+        num_frames=args.num_frames, size=args.size, span=args.span, num_clips=num_clips, num_crops=num_crops
+    )
+    report(files_of(args.folder) if args.folder else generated(), view, args.repeats)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The files in a folder by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*")) if path.is_file()}
+
+
+def generated() -> dict[str, bytes]:
+    """Clips like those of UCF101 and Kinetics: something moves, and the codec has work to do."""
+    return {
+        "mpeg4.avi": make_video(
+            num_frames=200, fps=25, width=320, height=240, codec="mpeg4", container="avi", draw=wave
+        ),
+        "h264.mp4": make_video(
+            num_frames=200, width=320, height=240, max_b_frames=3, options={"preset": "medium", "qp": "23"}, draw=wave
+        ),
+    }
+
+
+def wave(number: int, width: int, height: int) -> np.ndarray:
+    """(H, W, 3) uint8: a moving interference pattern with noise."""
+    y, x = np.mgrid[:height, :width]
+    red = np.sin(x / 9 + number / 5) + np.cos(y / 13 - number / 7)
+    noise = np.random.default_rng(number).normal(0, 4, (height, width, 1))
+    picture = 128 + 50 * np.stack([red, np.roll(red, 40, axis=1), red[::-1]], axis=2) + noise
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def peers_views(data: bytes, view: ViewConfig) -> torch.Tensor:
+    """(V, T, H, W, C) uint8, by PyTorchVideo and torchvision."""
+    spans = spread_spans(duration_seconds=VideoDecoder(data).duration, view=view)
+    video = EncodedVideoPyAV(io.BytesIO(data), decode_audio=False)
+    views = []
+    for span in spans:
+        frames_CTHW = video.get_clip(span.start_seconds, span.end_seconds)["video"]
+        last = frames_CTHW.shape[1] - 1
+        kept = frames_CTHW.index_select(1, torch.linspace(0, last, view.num_frames).clamp(0, last).long())
+        resized = functional.resize(kept.permute(1, 0, 2, 3), [view.size], antialias=True)
+        views.append(functional.center_crop(resized, [view.size] * 2).round().to(torch.uint8))
+    return torch.stack(views).permute(0, 1, 3, 4, 2)
+
+
+def cpu_seconds(work: Callable[[], object], repeats: int) -> float:
+    """The least CPU time of several calls, all threads together."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+def report(videos: dict[str, bytes], view: ViewConfig, repeats: int) -> None:
+    """Prints one line per video and one for all."""
+    limits = Limits()
+    totals = np.zeros(2)
+    print(f"{'CPU ms per video':40} {'ours':>9} {'EncodedVideo':>13} {'ratio':>7}")
+    for name, data in videos.items():
+        try:
+            decode_views(data, view=view, limits=limits)
+            peers_views(data, view)
+        except (VideoError, TypeError, RuntimeError) as error:
+            print(f"{name[:40]:40} left out: {error}")
+            continue
+        ours = cpu_seconds(lambda data=data: decode_views(data, view=view, limits=limits), repeats)
+        peer = cpu_seconds(lambda data=data: peers_views(data, view), repeats)
+        totals += ours, peer
+        print(f"{name[:40]:40} {1000 * ours:9.1f} {1000 * peer:13.1f} {ours / peer:7.3f}")
+    print(f"{'all':40} {1000 * totals[0]:9.1f} {1000 * totals[1]:13.1f} {totals[0] / max(totals[1], 1e-9):7.3f}")
+
+
+if __name__ == "__main__":
+    main()

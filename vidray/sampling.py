@@ -1,0 +1,84 @@
+"""Which times and which frames of a video a model sees. Pure arithmetic: nothing here knows a codec.
+
+A clip's frames are chosen in two steps, both as in PyTorchVideo 0.1.5:
+
+1. every frame whose pts lies in the clip's half-open span (``EncodedVideo.get_clip``): ``pts_bounds``;
+2. of these, ``num_frames`` evenly spaced ones, the first and the last included (``UniformTemporalSubsample``):
+   ``subsample_indices``. Fewer frames than asked for are repeated.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from vidray.types import ClipSpan, ViewConfig
+
+
+def spread_spans(*, duration_seconds: Fraction, view: ViewConfig) -> list[ClipSpan]:
+    """The spans of a video's clips: ``view.num_clips`` of equal length, spread evenly over the whole video.
+
+        |-- 0 --|
+                  |-- 1 --|
+                            |-- 2 --|
+        |------------ video --------|
+
+    The first starts at 0, the last ends with the video, one alone is centred. A clip is never longer than the video:
+    where the video is shorter than ``view.clip_seconds``, and always with ``span="full"``, every clip is the whole
+    video.
+
+    Args:
+        duration_seconds: from the start of the video to the end of its last frame, so that a span that ends there
+            includes the last frame.
+
+    Raises:
+        ValueError: the duration is not positive.
+    """
+    duration = Fraction(duration_seconds)
+    if duration <= 0:
+        raise ValueError(f"a video's duration must be positive, got {duration} s")
+    length = duration if view.span == "full" else min(view.clip_seconds, duration)
+    slack = duration - length
+    starts = [slack / 2] if view.num_clips == 1 else [slack * i / (view.num_clips - 1) for i in range(view.num_clips)]
+    return [ClipSpan(index=i, start_seconds=s, end_seconds=s + length) for i, s in enumerate(starts)]
+
+
+def pts_bounds(
+    start_seconds: Fraction | float, end_seconds: Fraction | float, *, time_base: Fraction, start_pts: int
+) -> tuple[int, int]:
+    """The half-open range of pts of a span, as in PyTorchVideo's ``secs_to_pts(..., round_mode="ceil")``.
+
+    Args:
+        time_base: seconds per pts unit.
+        start_pts: the pts that is second 0: the video stream's own start.
+    """
+    return math.ceil(start_seconds / time_base) + start_pts, math.ceil(end_seconds / time_base) + start_pts
+
+
+def subsample_indices(num_available: int, num_frames: int) -> np.ndarray:
+    """``num_frames`` evenly spaced indices into ``num_available`` frames, first and last included, rounded down.
+
+    Equal to PyTorchVideo's ``UniformTemporalSubsample``, which is ``torch.linspace(0, num_available - 1, num_frames)``
+    in float32, truncated. PyTorch computes the first half from the start and the second half back from the end, each
+    with one fused multiply-add; float64 holds that product and sum exactly enough to round once, to float32, at the
+    end.
+
+    Returns:
+        (num_frames,) int64, not decreasing.
+
+    Raises:
+        ValueError: there is no frame, or none is asked for.
+    """
+    if num_available < 1 or num_frames < 1:
+        raise ValueError(f"need at least one frame to choose from and one to choose, got {num_available}, {num_frames}")
+    if num_frames == 1:
+        return np.zeros(1, dtype=np.int64)
+    last = np.float32(num_available - 1)
+    step = np.float64(last / np.float32(num_frames - 1))
+    position = np.arange(num_frames, dtype=np.float64)
+    from_start = (step * position).astype(np.float32)
+    from_end = (np.float64(last) - step * (num_frames - 1 - position)).astype(np.float32)
+    points = np.where(position < num_frames // 2, from_start, from_end)
+    return np.clip(points, 0, last).astype(np.int64)
