@@ -1,0 +1,353 @@
+"""Decodes videos in a process that may crash, hang or eat memory without harm to the one that asks.
+
+    with Sandbox(view=view, limits=limits) as sandbox:
+        views_VTHWC, info = sandbox.decode(data)
+
+A hostile or broken video costs at most its deadline, its memory and one child: the child is killed, the video is a
+`VideoError`, and the next video gets a new child. What the child may do is in `vidray.sandbox_child`, what it may
+say in `vidray.sandbox_wire`. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import mmap
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Self
+
+import numpy as np
+
+from vidray.errors import RunError, VideoError
+from vidray.sandbox_wire import REPLY_BYTES, Reply, WireError, pack_config, pack_request, printable, unpack_reply
+from vidray.types import Limits, Status, VideoInfo, ViewConfig
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+START_TIMEOUT_SECONDS = 60.0
+"""A child starts in about 0.2 s; on a machine that is starting many things at once it may take much longer."""
+_START_ATTEMPTS = 3
+_EXIT_GRACE_SECONDS = 1.0
+"""How long a child that hung up may take to exit by itself, so that the cause of its death can be named."""
+_KEPT_INPUT_BYTES = 64 * 1024**2
+"""The input memory is kept for the next video up to this size."""
+_MAX_LAST_WORDS_BYTES = 300
+
+# The child finds its modules where the parent does, but runs none of the start-up hooks of an environment (-I, -S).
+_BOOTSTRAP = (
+    "import sys, json; name, arguments, sys.path[:] = sys.argv[1], *map(json.loads, sys.argv[2:]); "
+    "import importlib; importlib.import_module(name).main(**arguments)"
+)
+
+
+class Sandbox:
+    """A disposable decoder. One thread at a time may use one sandbox; many threads may have one each.
+
+    Args:
+        view: what to make of each video; fixes the shape of the views.
+        limits: what one video may cost; deadline and memory are enforced here, the rest by the decoder.
+        recycle_after: videos after which the child is replaced, so that what one leaves behind stays bounded.
+        child_module: module whose ``main(control_fd=, input_fd=, output_fd=)`` is the child.
+    """
+
+    def __init__(
+        self,
+        *,
+        view: ViewConfig,
+        limits: Limits,
+        recycle_after: int = 1000,
+        child_module: str = "vidray.sandbox_child",
+    ) -> None:
+        if recycle_after < 1:
+            raise ValueError(f"recycle_after must be at least 1, got {recycle_after}")
+        self._view = view
+        self._limits = limits
+        self._recycle_after = recycle_after
+        self._child_module = child_module
+        self._child: _Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, None if there is none now."""
+        return self._child.pid if self._child else None
+
+    def start(self) -> None:
+        """Start the child if there is none, without waiting for it: its imports overlap with what comes next."""
+        if self._child is None:
+            self._child = _Child(view=self._view, limits=self._limits, module=self._child_module)
+
+    def decode(self, data: bytes | memoryview, *, out: np.ndarray | None = None) -> tuple[np.ndarray, VideoInfo]:
+        """The views of one video, uint8 (V, T, H, W, C): a new array, or ``out``.
+
+        Raises:
+            VideoError: with what the decoder found (``corrupt``, ``no_video``, ...), or with ``decode_timeout``,
+                ``decoder_crashed`` or ``out_of_memory`` if this video ended the child.
+            RunError: no child could be started, which is no video's fault.
+        """
+        self._check(data, out)
+        child = self._ready_child()
+        try:
+            info = child.decode(data)
+        except VideoError as error:
+            if error.status in (Status.DECODE_TIMEOUT, Status.DECODER_CRASHED, Status.OUT_OF_MEMORY):
+                self.close()
+            raise
+        except BaseException:  # such as Ctrl-C: the reply is still on its way, and would be taken for the next one
+            self.close()
+            raise
+        if out is None:
+            out = np.empty(self._view.views_shape, np.uint8)
+        child.copy_views(out)
+        return out, info
+
+    def close(self) -> None:
+        """End the child. The next `decode` starts another."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, data: bytes | memoryview, out: np.ndarray | None) -> None:
+        num_bytes = memoryview(data).nbytes
+        if num_bytes > self._limits.max_object_bytes:
+            raise VideoError(Status.TOO_LARGE, f"{num_bytes} bytes, allowed are {self._limits.max_object_bytes}")
+        if out is not None and (out.shape != self._view.views_shape or out.dtype != np.uint8):
+            raise ValueError(f"out must be uint8 {self._view.views_shape}, got {out.dtype} {out.shape}")
+
+    def _ready_child(self) -> _Child:
+        """A child that waits for a request: the one there is, unless it is old, or died or spoke while it was idle."""
+        child = self._child
+        if child and child.is_ready and (child.num_requests >= self._recycle_after or child.has_news()):
+            self.close()
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            self.start()
+            assert self._child is not None
+            try:
+                self._child.wait_until_ready()
+                return self._child
+            except VideoError as error:
+                self.close()
+                if attempt == _START_ATTEMPTS:
+                    raise RunError(f"no decoder process could be started in {attempt} attempts: {error}") from error
+            except BaseException:
+                self.close()
+                raise
+        raise AssertionError("unreachable")
+
+
+class _Child:
+    """One child process, the memory it shares, and the way to talk to it."""
+
+    def __init__(self, *, view: ViewConfig, limits: Limits, module: str) -> None:
+        self._view = view
+        self._limits = limits
+        self.num_requests = 0
+        self.is_ready = False
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as childs_ends:
+            self._control, childs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self._control.close)
+            childs_ends.enter_context(childs_control)
+            # Shared memory is new for each child: whatever an old one left running cannot write into it.
+            self._input_fd = os.memfd_create("vidray-input")
+            undo.callback(os.close, self._input_fd)
+            output_fd = _sealed_memory(view.num_bytes)
+            childs_ends.callback(os.close, output_fd)
+            self._output = mmap.mmap(output_fd, view.num_bytes, prot=mmap.PROT_READ)
+            undo.callback(self._output.close)
+            read_input_fd = os.open(f"/proc/self/fd/{self._input_fd}", os.O_RDONLY)
+            childs_ends.callback(os.close, read_input_fd)
+            fds = {"control_fd": childs_control.fileno(), "input_fd": read_input_fd, "output_fd": output_fd}
+            self._process, self._stderr = _spawn(module, fds)
+            undo.callback(self._stderr.close)
+            undo.callback(_kill, self._process)
+            self._control.send(pack_config(view=view, limits=limits))
+            # Also when the sandbox is forgotten without close(), and when the interpreter exits.
+            self._end = weakref.finalize(self, undo.pop_all().close)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def has_news(self) -> bool:
+        """True if there is something to read, or the end, although nothing was asked."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def wait_until_ready(self) -> None:
+        """Raises VideoError if the child dies instead."""
+        if not self.is_ready:
+            self._receive(timeout_seconds=START_TIMEOUT_SECONDS, doing="starting")
+            self.is_ready = True
+
+    def decode(self, data: bytes | memoryview) -> VideoInfo:
+        """Have ``data`` decoded into the output memory. Raises VideoError."""
+        num_bytes = self._write_input(memoryview(data).cast("B"))
+        self.num_requests += 1
+        start = time.perf_counter()
+        with contextlib.suppress(BrokenPipeError):  # it died meanwhile: the end is what is received
+            self._control.send(pack_request(request_id=self._request_id, num_bytes=num_bytes))
+        reply = self._receive(timeout_seconds=self._limits.decode_timeout_seconds, doing="decoding")
+        if reply.status is not Status.OK:
+            raise VideoError(reply.status, reply.message)
+        if reply.shape != self._view.views_shape:
+            raise self._lied(f"views must be {self._view.views_shape}, got {reply.shape}")
+        return dataclasses.replace(reply.info, decode_seconds=time.perf_counter() - start)
+
+    def copy_views(self, out: np.ndarray) -> None:
+        """Copy the views of the last video. No array over the memory outlives this: it could not be closed then."""
+        np.copyto(out, np.frombuffer(self._output, np.uint8).reshape(self._view.views_shape))
+
+    def stop(self) -> None:
+        """Kill it and give back all that it held. May be called again."""
+        self._end()
+
+    @property
+    def _request_id(self) -> int:
+        return self.num_requests & 0xFFFFFFFF
+
+    def _write_input(self, data: memoryview) -> int:
+        if os.fstat(self._input_fd).st_size > _KEPT_INPUT_BYTES:
+            os.ftruncate(self._input_fd, 0)
+        position = 0
+        while position < len(data):
+            position += os.pwrite(self._input_fd, data[position:], position)
+        return position
+
+    def _receive(self, *, timeout_seconds: float, doing: str) -> Reply:
+        """The reply to the request under way. Raises VideoError with the way the child failed to give one."""
+        self._control.settimeout(timeout_seconds)
+        try:
+            message = self._control.recv(REPLY_BYTES + 1)
+        except TimeoutError:
+            raise VideoError(
+                Status.DECODE_TIMEOUT, f"the decoder was killed after {timeout_seconds:g} seconds of {doing}"
+            ) from None
+        except ConnectionError:  # it died with a request unread
+            message = b""
+        last_words = self._last_words()
+        if not message:
+            status, how = self._death()
+            raise VideoError(status, f"the decoder {how} while {doing}{last_words}")
+        try:
+            return unpack_reply(message, request_id=self._request_id)
+        except WireError as error:
+            raise self._lied(str(error)) from None
+
+    def _lied(self, how: str) -> VideoError:
+        return VideoError(Status.DECODER_CRASHED, f"the decoder broke its protocol: {how}")
+
+    def _last_words(self) -> str:
+        """What the child wrote to stderr since it was last read, so that its pipe never fills; the end of it."""
+        with contextlib.suppress(OSError):
+            written = os.read(self._stderr.fileno(), 1 << 16)
+            if text := printable(written[-_MAX_LAST_WORDS_BYTES:]):
+                return f"; it said: {text}"
+        return ""
+
+    def _death(self) -> tuple[Status, str]:
+        """What ended the child, which has hung up: the status for the video, and how to say it."""
+        code = _await_exit(self._process.pid, seconds=_EXIT_GRACE_SECONDS)
+        if code is None:
+            return Status.DECODER_CRASHED, "hung up without exiting"
+        if code >= 0:
+            return Status.DECODER_CRASHED, f"exited with code {code}"
+        if code == -signal.SIGALRM:
+            return Status.DECODE_TIMEOUT, "ran into its own deadline (SIGALRM)"
+        if code == -signal.SIGKILL:
+            # Nobody but the kernel does that in normal operation. It is transient, so the next run tries again.
+            return Status.OUT_OF_MEMORY, "was killed from outside (SIGKILL), most likely because memory ran out,"
+        return Status.DECODER_CRASHED, f"died of {_signal_name(-code)}"
+
+
+def _sealed_memory(num_bytes: int) -> int:
+    """A memfd whose size nobody can change: a child that shrank it would kill the parent (SIGBUS) as it reads."""
+    fd = os.memfd_create("vidray-views", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, num_bytes)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def _spawn(module: str, fds: dict[str, int]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """Start a child with nothing of ours but ``fds``. Returns it and what it writes to stderr."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # a child that talks too much loses words, not time
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOTSTRAP, module, json.dumps(fds), _module_path()],
+            pass_fds=tuple(fds.values()),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=write_fd,
+            env=_clean_environment(),
+            cwd="/",  # a relative path in a hostile file leads nowhere near ours
+            umask=0o077,
+            start_new_session=True,  # killed with all that it started; Ctrl-C is for the parent
+        )
+    except BaseException:
+        os.close(read_fd)
+        raise
+    finally:
+        os.close(write_fd)
+    return process, open(read_fd, "rb", buffering=0)
+
+
+def _module_path() -> str:
+    """Where the child looks for modules, as JSON: where this process does (``""`` is the folder that it runs in)."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [os.path.abspath(path) for path in sys.path if isinstance(path, str)]
+    return json.dumps([*paths, root])
+
+
+def _clean_environment() -> dict[str, str]:
+    """Nothing of ours (credentials among it) but what finding shared libraries may need. Threads of numerical
+    libraries would cost start-up time and address space, and nothing here uses them."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    library_path = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return {"LANG": "C.UTF-8", **threads, **library_path}
+
+
+def _await_exit(pid: int, *, seconds: float) -> int | None:
+    """The exit code of a child, minus the signal's number if one killed it; None if it still runs after ``seconds``.
+
+    The child stays unreaped, so that its process group cannot become another's before it is killed.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if result is not None:
+            return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.002)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the child with its group, and reap it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
