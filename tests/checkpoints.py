@@ -1,0 +1,145 @@
+"""Tiny checkpoints for tests, made offline from a small config and a fixed seed, in the layout of published ones."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+ProcessorStyle = Literal["old", "new", "nested", "none"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+UCF_LABELS = ("ApplyEyeMakeup", "Archery", "BasketballDunk", "Biking", "Drumming", "PlayingGuitar", "YoYo")
+
+
+def make_videomae(
+    folder: str | Path,
+    *,
+    labels: Sequence[str] = UCF_LABELS,
+    num_frames: int = 8,
+    size: int = 32,
+    patch_size: int = 8,
+    hidden_size: int = 32,
+    num_layers: int = 2,
+    seed: int = 0,
+    problem_type: str | None = None,
+    processor: ProcessorStyle = "old",
+    **config: Any,
+) -> Path:
+    """Write a random VideoMAE classifier and its processor JSON into ``folder`` (made if missing); returns it.
+
+    ``processor="old"`` writes ``preprocessor_config.json`` as the published VideoMAE checkpoints have it, ``"new"``
+    ``video_preprocessor_config.json``, ``"nested"`` ``processor_config.json``, ``"none"`` nothing.
+    The weights are spread wider than Transformers would, so that logits differ clearly between videos.
+    """
+    sizes = {
+        "image_size": size,
+        "patch_size": patch_size,
+        "num_frames": num_frames,
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": max(1, hidden_size // 32),
+        "intermediate_size": hidden_size * 4,
+        "decoder_hidden_size": 32,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 1,
+        "decoder_intermediate_size": 32,
+        "initializer_range": 0.2,
+    }
+    model_class = ("videomae.modeling_videomae", "VideoMAEForVideoClassification")
+    config_class = ("videomae.configuration_videomae", "VideoMAEConfig")
+    path = make_classifier(
+        folder,
+        model_class=model_class,
+        config_class=config_class,
+        labels=labels,
+        seed=seed,
+        problem_type=problem_type,
+        config={**sizes, **config},
+    )
+    if processor != "none":
+        write_processor(path, processor_values(size), style=processor, family="VideoMAE")
+    return path
+
+
+def make_benchmark_videomae(folder: str | Path, *, labels: Sequence[str] = UCF_LABELS, seed: int = 0) -> Path:
+    """The checkpoint of the scoring benchmark: 2 layers × 96 hidden, 16 frames of 224×224."""
+    return make_videomae(
+        folder, labels=labels, num_frames=16, size=224, patch_size=16, hidden_size=96, num_layers=2, seed=seed
+    )
+
+
+def make_classifier(
+    folder: str | Path,
+    *,
+    model_class: tuple[str, str],
+    config_class: tuple[str, str],
+    labels: Sequence[str],
+    config: dict[str, Any],
+    seed: int = 0,
+    problem_type: str | None = None,
+) -> Path:
+    """Write a random classifier of any family of Transformers, without a processor JSON; returns its folder.
+
+    Classes are given as (module below ``transformers.models``, name).
+    """
+    import torch
+
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    values = _import(config_class)(**config, **names, problem_type=problem_type)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _import(model_class)(values)
+        _randomise_vectors(model)
+    path = Path(folder)
+    model.save_pretrained(path)
+    return path
+
+
+def processor_values(size: int, **changes: Any) -> dict[str, Any]:
+    """What a published VideoMAE processor JSON says, for views of ``size`` pixels."""
+    values = {
+        "crop_size": {"height": size, "width": size},
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+        "resample": 2,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"shortest_edge": size},
+    }
+    return {**values, **changes}
+
+
+def write_processor(
+    folder: str | Path, values: dict[str, Any], *, style: ProcessorStyle = "old", family: str = "VideoMAE"
+) -> Path:
+    """Write a processor JSON in the given style; returns the file."""
+    old, new = f"{family}ImageProcessor", f"{family}VideoProcessor"
+    name, content = {
+        "old": ("preprocessor_config.json", {**values, "image_processor_type": old}),
+        "new": ("video_preprocessor_config.json", {**values, "video_processor_type": new}),
+        "nested": ("processor_config.json", {"video_processor": {**values, "video_processor_type": new}}),
+    }[style]
+    path = Path(folder) / name
+    path.write_text(json.dumps(content, indent=2))
+    return path
+
+
+def _import(name: tuple[str, str]) -> Any:
+    return getattr(importlib.import_module(f"transformers.models.{name[0]}"), name[1])
+
+
+def _randomise_vectors(model: Any) -> None:
+    """Biases and norms start at 0 and 1: a test that loses or swaps one would not notice, so make them random."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -1,0 +1,151 @@
+"""The families of video classifiers: one row each says what sets them apart, so that nobody else asks for a family.
+
+Nothing here imports torch or transformers before a class is asked for: the driver reads this table too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vidray.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """What vidray must know about one kind of model beyond its own config.json."""
+
+    model_type: str
+    """``model_type`` in config.json."""
+    module: str
+    """Where its classes live. Importing this module alone spares the Auto classes and all processors."""
+    model_class: str
+    config_module: str
+    config_class: str
+    input_name: str = "pixel_values"
+    """The forward's argument for the views, (N, T, C, H, W)."""
+    logits_have_time: bool = False
+    """True if the logits come as (N, 1, num_labels)."""
+    num_frames_key: str = "num_frames"
+    """Where config.json has the number of frames; ``default_num_frames`` is what Transformers builds without it."""
+    default_num_frames: int
+    size_key: str = "image_size"
+    """Where config.json has the side of a frame in pixels; ``default_size`` is what Transformers builds without it."""
+    default_size: int
+    fixed_input: bool
+    """True if the model takes only its own number of frames and size."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """How Transformers computes attention. Always named, since a config.json could name code from the Hub instead."""
+    head_key: str = "classifier.weight"
+    """The classifier's weights, (num_labels, features), in the weights file."""
+    mean: tuple[float, float, float]
+    """Of the published checkpoints; used only where a processor JSON does not say. Never the class default of
+    Transformers' processor, which is another one for VideoMAE and TimeSformer."""
+    std: tuple[float, float, float]
+    rescale_factor: float = 1 / 255
+    offset: bool = False
+    """True if the processor subtracts 1 after rescaling, before it normalises (ViViT)."""
+
+    def load_classes(self) -> tuple[Any, Any]:
+        """(model class, config class) of Transformers. Slow the first time: imports torch and transformers."""
+        model_class = getattr(importlib.import_module(self.module), self.model_class)
+        config_class = getattr(importlib.import_module(self.config_module), self.config_class)
+        return model_class, config_class
+
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def _transformers(model_type: str, name: str, class_name: str, config_name: str, **values: Any) -> Family:
+    package = f"transformers.models.{name}"
+    return Family(
+        model_type=model_type,
+        module=f"{package}.modeling_{name}",
+        model_class=class_name,
+        config_module=f"{package}.configuration_{name}",
+        config_class=config_name,
+        **values,
+    )
+
+
+_ROWS = (
+    _transformers(
+        "videomae",
+        "videomae",
+        "VideoMAEForVideoClassification",
+        "VideoMAEConfig",
+        default_num_frames=16,
+        default_size=224,
+        fixed_input=True,
+        **_IMAGENET,
+    ),
+    _transformers(
+        "timesformer",
+        "timesformer",
+        "TimesformerForVideoClassification",
+        "TimesformerConfig",
+        default_num_frames=8,
+        default_size=224,
+        fixed_input=False,
+        attention="eager",
+        mean=(0.45, 0.45, 0.45),
+        std=(0.225, 0.225, 0.225),
+    ),
+    _transformers(
+        "vivit",
+        "vivit",
+        "VivitForVideoClassification",
+        "VivitConfig",
+        default_num_frames=32,
+        default_size=224,
+        fixed_input=True,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        rescale_factor=1 / 127.5,
+        offset=True,
+    ),
+    _transformers(
+        "vjepa2",
+        "vjepa2",
+        "VJEPA2ForVideoClassification",
+        "VJEPA2Config",
+        input_name="pixel_values_videos",
+        num_frames_key="frames_per_clip",
+        default_num_frames=64,
+        size_key="crop_size",
+        default_size=256,
+        fixed_input=False,
+        **_IMAGENET,
+    ),
+    _transformers(
+        "videoprism_vision_model",
+        "videoprism",
+        "VideoPrismForVideoClassification",
+        "VideoPrismVisionConfig",
+        input_name="pixel_values_videos",
+        logits_have_time=True,
+        default_num_frames=16,
+        default_size=288,
+        fixed_input=True,
+        attention="eager",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    ),
+)
+
+FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
+
+
+def find_family(model_type: object) -> Family:
+    """The row of ``model_type``.
+
+    Raises:
+        UsageError: it is not a video classifier that vidray knows.
+    """
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    raise UsageError(
+        f"config.json says model_type {model_type!r}, which is no video classifier that vidray knows; "
+        f"allowed are {', '.join(sorted(FAMILIES))}"
+    )

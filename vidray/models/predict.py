@@ -1,0 +1,64 @@
+"""From views to a video's prediction: the one way that scoring and the evaluation of training both go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from vidray.models.families import Family
+from vidray.types import Aggregation, ViewConfig
+
+
+def normalise(views_NTHWC: torch.Tensor, *, view: ViewConfig, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """``(pixel / 255 - mean) / std`` of uint8 views, on their device: (N, T, H, W, C) to (N, T, C, H, W) ``dtype``.
+
+    Computed in float32 whatever ``dtype`` is: bfloat16 has 8 significant bits, and would round the pixels first.
+    """
+    n, t, h, w, c = views_NTHWC.shape
+    mean, std = (torch.tensor(values, dtype=torch.float64) * 255 for values in (view.mean, view.std))
+    # One row of pixels at a time, R G B R G B …: a broadcast over 3 channels alone is too short for vector units.
+    scale_WC, bias_WC = ((values.float().repeat(w)).to(views_NTHWC.device) for values in (1 / std, -mean / std))
+    rows = views_NTHWC.reshape(n, t, h, w * c).float().mul_(scale_WC).add_(bias_WC)
+    return rows.view(n, t, h, w, c).permute(0, 1, 4, 2, 3).to(dtype)
+
+
+def forward_views(
+    model: Callable[..., Any],
+    views_NTHWC: torch.Tensor,
+    *,
+    family: Family,
+    view: ViewConfig,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Logits of uint8 views on the model's device: (N, T, H, W, C) to (N, num_labels) float32.
+
+    Args:
+        dtype: of the pixels given to the model; the model's own, or float32 under autocast.
+    """
+    pixels = normalise(views_NTHWC, view=view, dtype=dtype)
+    logits = model(**{family.input_name: pixels}).logits
+    if family.logits_have_time:
+        logits = logits.squeeze(1)
+    return logits.float()
+
+
+def aggregate(logits_VC: torch.Tensor, *, aggregation: Aggregation, problem_type: str) -> torch.Tensor:
+    """A video's scores from the logits of its views: (V, num_labels) to (num_labels,) float32.
+
+    ``prob``: the mean of the views' probabilities (VideoMAE's test protocol). ``score``: the probabilities of the
+    mean of their logits. Probabilities are sigmoids for ``multi_label_classification``, else softmaxes.
+    """
+    logits = logits_VC.float()
+    if aggregation == "score":
+        logits = logits.mean(dim=0, keepdim=True)
+    if problem_type == "multi_label_classification":
+        return torch.sigmoid(logits).mean(dim=0)
+    return torch.softmax(logits, dim=-1).mean(dim=0)
+
+
+def top_k(scores_C: torch.Tensor, *, labels: Sequence[str], k: int) -> tuple[tuple[str, float], ...]:
+    """The ``k`` best (label, score), best first; fewer if there are fewer. Equal scores keep the labels' order."""
+    values, indices = torch.sort(scores_C, descending=True, stable=True)
+    return tuple((labels[i], value) for value, i in zip(values[:k].tolist(), indices[:k].tolist(), strict=True))

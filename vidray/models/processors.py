@@ -1,0 +1,156 @@
+"""Reads the processor JSON of a published checkpoint into a ViewConfig.
+
+Follows Transformers 5.23's ``BaseVideoProcessor``: resize, centre crop, ``pixel * rescale_factor`` (ViViT: minus 1),
+``(value - image_mean) / image_std``. All of that but the geometry is one affine map per channel, so it is folded
+into the mean and std of ``ViewConfig``, which are for pixels in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vidray.errors import UsageError
+from vidray.models.families import Family
+from vidray.types import ViewConfig
+
+PROCESSOR_FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
+"""Where a processor may be described, in Transformers' order: nested under ``video_processor``, new and old style."""
+
+Triple = tuple[float, float, float]
+
+
+def pick_processor(files: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The description that counts among those found (file name to content), or None if there is none."""
+    for name in PROCESSOR_FILES:
+        content = files.get(name)
+        if content is None:
+            continue
+        if name != "processor_config.json":
+            return content
+        if isinstance(nested := content.get("video_processor"), dict):
+            return nested
+    return None
+
+
+def read_view(processor: Mapping[str, Any], *, config: Mapping[str, Any], family: Family) -> ViewConfig:
+    """The view config that a processor JSON and a config.json describe.
+
+    Stride 4 and 5 clips × 1 crop, since neither file says how clips are spread over a video.
+
+    Raises:
+        UsageError: a value is of no use, or contradicts what the model can take.
+    """
+    model_size = _model_size(config, family)
+    size, short_side = _geometry(processor, model_size, family)
+    mean, std = _affine(processor, family)
+    return ViewConfig(
+        num_frames=model_num_frames(config, family),
+        size=size,
+        short_side=None if short_side == size else short_side,
+        mean=mean,
+        std=std,
+    )
+
+
+def model_num_frames(config: Mapping[str, Any], family: Family) -> int:
+    """Frames per clip that the model was built for."""
+    value = config.get(family.num_frames_key, family.default_num_frames)
+    if not isinstance(value, int) or value < 1:
+        raise UsageError(f"config.json: {family.num_frames_key} must be a positive integer, got {value!r}")
+    return value
+
+
+def check_view(view: ViewConfig, *, config: Mapping[str, Any], family: Family) -> None:
+    """Raise UsageError if the model cannot take views of this shape."""
+    if not family.fixed_input:
+        return
+    got, allowed = (view.num_frames, view.size), (model_num_frames(config, family), _model_size(config, family))
+    if got != allowed:
+        raise UsageError(
+            f"{family.model_type} takes only the frames and size it was built for, {allowed[0]} frames of "
+            f"{allowed[1]} pixels; the views have {got[0]} frames of {got[1]} pixels"
+        )
+
+
+def _model_size(config: Mapping[str, Any], family: Family) -> int:
+    return _square(config.get(family.size_key, family.default_size), f"config.json: {family.size_key}")
+
+
+def _geometry(processor: Mapping[str, Any], model_size: int, family: Family) -> tuple[int, int]:
+    """(side of the crop, short side before cropping) in pixels.
+
+    A ``size`` of height × width makes Transformers squeeze the frame into a square; here its shorter side gets that
+    length and the rest is cropped, since ``ViewConfig`` keeps the shape of things.
+    """
+    resized = processor.get("size", model_size)
+    if isinstance(resized, Mapping) and "shortest_edge" in resized:
+        resized = resized["shortest_edge"]
+    short_side = _square(resized, "processor: size")
+    crops = processor.get("do_center_crop") is not False and processor.get("crop_size") is not None
+    size = _square(processor["crop_size"], "processor: crop_size") if crops else short_side
+    if family.fixed_input and size != model_size:
+        raise UsageError(
+            f"the processor JSON makes frames of {size} pixels, but config.json says {family.size_key} {model_size} "
+            f"and {family.model_type} takes no other; correct the one that is wrong"
+        )
+    return size, max(size, short_side)
+
+
+def _square(value: object, name: str) -> int:
+    """The side of a square given as n, [n, n] or {"height": n, "width": n}."""
+    sides: Sequence[object] = [value]
+    if isinstance(value, Mapping):
+        sides = [value.get("height"), value.get("width")]
+    elif isinstance(value, (list, tuple)):
+        sides = list(value)
+    first = sides[0] if sides else None
+    if not isinstance(first, int) or isinstance(first, bool) or first < 1 or any(side != first for side in sides):
+        raise UsageError(f"{name} must be a square of at least one pixel, got {value!r}")
+    return first
+
+
+def _affine(processor: Mapping[str, Any], family: Family) -> tuple[Triple, Triple]:
+    """(mean, std) such that ``(pixel / 255 - mean) / std`` is what the processor computes from ``pixel``.
+
+    It computes ``(pixel * factor - shift - m) / s``; with ``gain = 255 * factor`` that is
+    ``(pixel / 255 - (shift + m) / gain) / (s / gain)``.
+    """
+    rescales, normalises = processor.get("do_rescale") is not False, processor.get("do_normalize") is not False
+    factor = processor.get("rescale_factor", family.rescale_factor) if rescales else 1.0
+    if not isinstance(factor, (int, float)) or factor <= 0:
+        raise UsageError(f"processor: rescale_factor must be a positive number, got {factor!r}")
+    gain = _tidy(255 * factor)
+    shift = 1.0 if rescales and _has_offset(processor, family) else 0.0
+    mean = _triple(processor.get("image_mean", family.mean), "image_mean") if normalises else (0.0, 0.0, 0.0)
+    std = _triple(processor.get("image_std", family.std), "image_std") if normalises else (1.0, 1.0, 1.0)
+    if min(std) <= 0:
+        raise UsageError(f"processor: image_std must be positive, got {list(std)}")
+    r, g, b = ((shift + m) / gain for m in mean)
+    sr, sg, sb = (s / gain for s in std)
+    return (r, g, b), (sr, sg, sb)
+
+
+def _has_offset(processor: Mapping[str, Any], family: Family) -> bool:
+    """ViViT's processors subtract 1 unless told otherwise; no other processor does."""
+    kind = processor.get("video_processor_type") or processor.get("image_processor_type")
+    default = str(kind).startswith("Vivit") if kind else family.offset
+    return bool(processor.get("offset", default))
+
+
+def _triple(value: object, name: str) -> Triple:
+    values = [value] * 3 if isinstance(value, (int, float)) else value
+    if (
+        not isinstance(values, (list, tuple))
+        or len(values) != 3
+        or not all(isinstance(v, (int, float)) for v in values)
+    ):
+        raise UsageError(f"processor: {name} must be one number per channel, red, green and blue, got {value!r}")
+    r, g, b = (float(v) for v in values)
+    return r, g, b
+
+
+def _tidy(gain: float) -> float:
+    """JSON files write 1/255 with differing numbers of digits; the same model shall get the same view config."""
+    nearest = float(round(gain))
+    return nearest if nearest > 0 and abs(gain - nearest) < 1e-6 else gain

@@ -1,0 +1,253 @@
+"""Views in, scores out: one network on one device, batching across videos. Plain torch, no Ray.
+
+OpenMP's threads spin at every barrier by default. Where decoders want the same cores that is ruinous: two threads on
+two cores with three to eight busy neighbours gave 2 to 4 clips/s, and 9 to 37 when they sleep instead (two layers × 96,
+16×224×224; 38 to 44 on an idle machine).
+libgomp reads the variable once, when torch is loaded; a process that has loaded torch before must have it set already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from vidray.checkpoint import Checkpoint, load_model
+from vidray.errors import UsageError
+from vidray.models.predict import aggregate, forward_views, top_k
+from vidray.models.processors import check_view
+from vidray.types import ViewConfig
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MAX_MESSAGE = 500
+_CPU_BATCH_BYTES = 5_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """What the model says about one video."""
+
+    top_k: tuple[tuple[str, float], ...] = ()
+    """(label, score), best first; empty if there is an error."""
+    logits: np.ndarray | None = None
+    """(V, num_labels) float32, clip-major as the views are; None if there is an error."""
+    error: str | None = None
+    """Why there are no scores (status ``model_error``); None if all is well."""
+
+
+class Predictor:
+    """Scores views with a checkpoint. Loads the network when made; ``predict`` may be called again and again.
+
+    Args:
+        checkpoint: what to score with.
+        view: the effective view config; None: the checkpoint's.
+        device: ``"auto"`` (CUDA if there is one, else the CPU) or any torch device.
+        precision: ``"auto"`` is bf16 on CUDA devices that have it, and fp32 elsewhere, see ``choose_precision``.
+        compile: compile the network with ``torch.compile``; batches are then padded to one size.
+        batch_size: views per forward, at most; None: 16 on CUDA, and on CPUs what fits their caches.
+        num_threads: CPU threads of torch, for the whole process; None: leave as they are.
+        top_k: how many labels to return.
+
+    Raises:
+        UsageError: the checkpoint cannot be loaded, or cannot take such views, or the device is not there.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        view: ViewConfig | None = None,
+        device: str = "auto",
+        precision: Precision = "auto",
+        compile: bool = False,
+        batch_size: int | None = None,
+        num_threads: int | None = None,
+        top_k: int = 5,
+    ) -> None:
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        self.checkpoint = checkpoint
+        self.view = view or checkpoint.view
+        self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
+        self.batch_size = batch_size or default_batch_size(self.view, self.device)
+        self.top_k = top_k
+        self._dtype = _DTYPES[self.precision]
+        self._family = checkpoint.family
+        check_view(self.view, config=checkpoint.config, family=self._family)
+        model = load_model(checkpoint, dtype=self._dtype).to(self.device)
+        self._model: Callable[..., Any] = torch.compile(model) if compile else model
+        self._pads = compile
+        self._feed = _Feed(self.view, self.device, batch_size=self.batch_size)
+
+    def predict(self, views: Sequence[np.ndarray]) -> list[Scores]:
+        """Score videos, in order.
+
+        Args:
+            views: each video's views, (V, T, H, W, C) uint8 as the view config says (V may differ).
+
+        A video that the model cannot score gets an ``error`` and leaves the others alone.
+
+        Raises:
+            ValueError: an array is not of that kind, which no video can be blamed for.
+        """
+        for array in views:
+            self._check(array)
+        try:
+            return [self._score(logits) for logits in self._logits(views)]
+        except Exception as error:
+            if _is_fatal(error):
+                raise
+            if len(views) == 1:
+                return [Scores(error=f"{type(error).__name__}: {error}"[:_MAX_MESSAGE])]
+        # Outside the handler, so that the failed batch's memory is free again.
+        return [self.predict([array])[0] for array in views]
+
+    def _check(self, array: np.ndarray) -> None:
+        expected = self.view.views_shape[1:]
+        if array.dtype != np.uint8 or array.ndim != 5 or array.shape[1:] != expected or len(array) == 0:
+            raise ValueError(
+                f"views must be uint8 (V, {', '.join(map(str, expected))}), got {array.dtype} {array.shape}"
+            )
+
+    def _logits(self, videos: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """(V, num_labels) float32 on the CPU for each video. Halves the batch size for good when memory runs out."""
+        flat = [view for video in videos for view in video]
+        while flat:
+            with contextlib.suppress(torch.OutOfMemoryError), torch.inference_mode():
+                logits = torch.cat(list(self._forward(flat))).cpu()
+                return list(logits.split([len(video) for video in videos]))
+            if self.batch_size == 1:
+                raise MemoryError(f"one view of {self.view.views_shape[1:]} does not fit on {self.device}")
+            self.batch_size //= 2
+            self._feed = _Feed(self.view, self.device, batch_size=self.batch_size)
+            torch.cuda.empty_cache()
+        return []
+
+    def _forward(self, flat: Sequence[np.ndarray]) -> Iterator[torch.Tensor]:
+        """Logits, (n, num_labels), batch by batch."""
+        starts = range(0, len(flat), self.batch_size)
+        for staged in self._feed.stage(flat[start : start + self.batch_size] for start in starts):
+            rows = staged.device if self._pads else staged.device[: staged.count]
+            logits = forward_views(self._model, rows, family=self._family, view=self.view, dtype=self._dtype)
+            yield logits[: staged.count]
+
+    def _score(self, logits_VC: torch.Tensor) -> Scores:
+        if not torch.isfinite(logits_VC).all():
+            return Scores(error=f"the model's logits are not finite in {self.precision}")
+        problem_type = self.checkpoint.meta.problem_type
+        scores = aggregate(logits_VC, aggregation=self.view.aggregation, problem_type=problem_type)
+        best = top_k(scores, labels=self.checkpoint.labels, k=self.top_k)
+        return Scores(top_k=best, logits=logits_VC.numpy())
+
+
+class _Slot:
+    """Room for one batch: (batch_size, T, H, W, C) uint8 on the host and on the device (the same memory on CPUs)."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        on_cuda = device.type == "cuda"
+        self.host = torch.zeros(shape, dtype=torch.uint8, pin_memory=on_cuda)
+        self.device = self.host.to(device)
+        self.count = 0
+        self.copied = torch.cuda.Event() if on_cuda else None
+        self.consumed = torch.cuda.Event() if on_cuda else None
+
+
+class _Feed:
+    """Brings batches to the device.
+
+    A forward on CUDA is only queued, so its caller comes back for the next batch at once, and that one is copied on
+    a stream of its own while the device computes. Two slots: one being computed, one being filled.
+
+        copies   | 0 | 1 |     | 2 |
+        compute      |   0   |   1   |   2
+    """
+
+    def __init__(self, view: ViewConfig, device: torch.device, *, batch_size: int) -> None:
+        shape = (batch_size, *view.views_shape[1:])
+        on_cuda = device.type == "cuda"
+        self._device = device
+        self._slots = [_Slot(shape, device) for _ in range(2 if on_cuda else 1)]
+        self._stream = torch.cuda.Stream(device) if on_cuda else None
+
+    def stage(self, batches: Iterator[Sequence[np.ndarray]]) -> Iterator[_Slot]:
+        """Each batch in a slot, valid until the next is asked for; rows from ``count`` on are leftovers."""
+        for index, batch in enumerate(batches):
+            slot = self._slots[index % len(self._slots)]
+            if slot.copied is not None:
+                slot.copied.synchronize()  # else the host's half is overwritten while it is still being read
+            np.stack(batch, out=slot.host.numpy()[: len(batch)])
+            slot.count = len(batch)
+            self._copy(slot)
+            yield slot
+            if slot.consumed is not None:
+                slot.consumed.record(torch.cuda.current_stream(self._device))
+
+    def _copy(self, slot: _Slot) -> None:
+        if self._stream is None:
+            if slot.device is not slot.host:
+                slot.device.copy_(slot.host)
+            return
+        assert slot.copied is not None
+        assert slot.consumed is not None
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(slot.consumed)
+            slot.device.copy_(slot.host, non_blocking=True)
+            slot.copied.record(self._stream)
+        torch.cuda.current_stream(self._device).wait_event(slot.copied)
+
+
+def choose_device(device: str) -> torch.device:
+    """``"auto"``: CUDA if there is one, else the CPU. Raises UsageError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"there is no device {device!r} here: {str(error).splitlines()[0]}") from error
+
+
+def choose_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """What ``"auto"`` stands for on this device.
+
+    On CPUs that is fp32 even where bf16 is faster: in a cluster with several kinds of CPU, a video's scores would
+    depend on the machine that it fell to. Who wants the speed asks for bf16, everywhere alike.
+
+    Raises:
+        UsageError: fp16 on a CPU, which has no arithmetic for it and overflows where bf16 does not.
+    """
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if precision not in _DTYPES:
+        raise UsageError(f"precision must be one of auto, {', '.join(_DTYPES)}, got {precision!r}")
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("precision fp16 needs a GPU; on a CPU use fp32 or bf16")
+    return precision
+
+
+def default_batch_size(view: ViewConfig, device: torch.device) -> int:
+    """Views per forward. On CPUs about 5 MB of uint8.
+
+    As float32 that is 20 MB. Blocks above 32 MB are mapped anew by glibc in every forward, and faulting them in took
+    3 of 27 ms per clip of 16×224×224.
+    """
+    if device.type == "cuda":
+        return 16
+    view_bytes = view.num_bytes // view.num_views
+    return max(1, min(32, _CPU_BATCH_BYTES // view_bytes))
+
+
+def _is_fatal(error: Exception) -> bool:
+    """True if the device itself is lost for this process, so that no further video could be scored with it."""
+    return isinstance(error, torch.AcceleratorError)
