@@ -1,0 +1,126 @@
+"""The Ray graph: two operators, one block in and one block out, and nothing that waits for ever."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.faulty_stages import Breaks, Counts, Same
+from vidray.config import ScoreConfig
+from vidray.errors import UsageError
+from vidray.scoring import pipeline
+from vidray.scoring.pipeline import Layout, PlanSource, Pool, Stage
+from vidray.types import ViewConfig
+
+VIEW = ViewConfig(num_frames=16, size=224, num_clips=1)
+
+
+def config(**more) -> ScoreConfig:
+    return ScoreConfig(source=("s",), model="m", output="o", **more)
+
+
+@pytest.fixture
+def layout() -> Layout:
+    pool = Pool(min_size=1, max_size=1, num_cpus=0.5)
+    return Layout(
+        decode=pool, predict=Pool(min_size=1, max_size=1, num_cpus=0.4), rows_per_block=8, threads_per_predictor=1
+    )
+
+
+def test_the_printed_plan_has_decode_and_predict_as_separate_operators(local_ray, layout, capfd):
+    rows = pa.table({"row": np.arange(20)})
+    graph = pipeline.make_graph(
+        rows, decode=Stage(cls=Counts, kwargs={}), predict=Stage(cls=Same, kwargs={}), layout=layout
+    )
+    graph.explain()
+    text = capfd.readouterr().out
+    physical = text[text.rindex("Physical Plan") :]
+    assert "ActorPoolMapOperator[MapBatches(Counts)]" in physical
+    assert "ActorPoolMapOperator[MapBatches(Same)]" in physical
+    assert "Counts)->" not in physical, "fused: they would run one after the other in one process"
+
+
+def test_blocks_stay_small_and_every_row_comes_once(local_ray, layout):
+    rows = pa.table({"row": np.arange(1300)})
+    tables = list(
+        pipeline.stream(
+            rows,
+            decode=Stage(cls=Counts, kwargs={}),
+            predict=Stage(cls=Same, kwargs={}),
+            layout=layout,
+            stall_timeout=60,
+        )
+    )
+    assert sorted(row for table in tables for row in table["row"].to_pylist()) == list(range(1300))
+    assert max(n for table in tables for n in table["n"].to_pylist()) <= 8
+
+
+def test_a_read_task_carries_its_own_rows_only():
+    from ray import cloudpickle
+
+    rows = pa.table({"row": np.arange(100_000), "uri": [f"{i:0100d}" for i in range(100_000)]})
+    tasks = PlanSource(rows, rows_per_block=8).get_read_tasks(1)
+    assert len(tasks) > 100
+    assert len(cloudpickle.dumps(tasks[0])) < 3 * rows.nbytes / len(tasks)
+
+
+def test_a_failure_in_a_stage_ends_the_run_with_its_cause(local_ray, layout):
+    from vidray.errors import RunError
+
+    with pytest.raises(RunError, match="no such thing"):
+        list(
+            pipeline.stream(
+                pa.table({"row": np.arange(3)}),
+                decode=Stage(cls=Breaks, kwargs={}),
+                predict=Stage(cls=Same, kwargs={}),
+                layout=layout,
+                stall_timeout=60,
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("resources", "decoders", "predictors", "gpu"),
+    [
+        ({"CPU": 1}, 1, 1, False),
+        ({"CPU": 2}, 1, 1, False),
+        ({"CPU": 16}, 8, 2, False),
+        ({"CPU": 8, "GPU": 1}, 7, 1, True),
+        ({"CPU": 64, "GPU": 4}, 63, 4, True),
+    ],
+)
+def test_pools_fit_the_cluster(monkeypatch, resources, decoders, predictors, gpu):
+    monkeypatch.setattr(pipeline.ray, "cluster_resources", lambda: resources)
+    layout = pipeline.make_layout(config(), VIEW, num_rows=1000)
+    assert (layout.decode.max_size, layout.predict.max_size) == (decoders, predictors)
+    assert layout.predict.num_gpus == (1 if gpu else 0)
+    used = layout.decode.max_size * layout.decode.num_cpus + layout.predict.max_size * layout.predict.num_cpus
+    assert used + pipeline.READ_CPUS <= resources["CPU"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "flags"),
+    [
+        ({"CPU": 2}, {"device": "cuda"}),
+        ({"CPU": 2}, {"decoders": "8"}),
+        ({"CPU": 4, "GPU": 1}, {"predictors": "2"}),
+    ],
+)
+def test_a_pool_that_could_never_start_is_refused_at_once(monkeypatch, resources, flags):
+    monkeypatch.setattr(pipeline.ray, "cluster_resources", lambda: resources)
+    with pytest.raises(UsageError, match="would wait for ever"):
+        pipeline.make_layout(config(**flags), VIEW, num_rows=1000)
+
+
+@pytest.mark.parametrize(
+    ("view", "num_rows", "rows"),
+    [
+        (VIEW, 100_000, 16),
+        (ViewConfig(num_frames=16, size=224, num_clips=5, num_crops=3), 100_000, 1),
+        (ViewConfig(num_frames=8, size=32, num_clips=1), 3, 1),
+    ],
+)
+def test_a_block_is_about_64_megabytes_of_views_and_at_most_16_videos(monkeypatch, view, num_rows, rows):
+    monkeypatch.setattr(pipeline.ray, "cluster_resources", lambda: {"CPU": 2})
+    assert pipeline.make_layout(config(), view, num_rows=num_rows).rows_per_block == rows

@@ -1,0 +1,109 @@
+"""Submitted for real: a head with token authentication on loopback, and ``ray job submit`` from a clean clone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+from tests.checkpoints import make_videomae
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@contextmanager
+def head(folder: Path, environment: dict[str, str], dashboard_port: int) -> Iterator[None]:
+    """A Ray head that stays in the foreground, so that ending it ends everything that it started."""
+    flags = ["--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
+    flags += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+    flags += [f"--temp-dir={folder}", "--disable-usage-stats"]
+    log = folder.with_suffix(".log").open("w")
+    process = subprocess.Popen([RAY, "start", *flags], env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        runs.wait_until(lambda: answers(dashboard_port) or process.poll() is not None, what="the dashboard")
+        assert process.poll() is None, folder.with_suffix(".log").read_text()[-3000:]
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        log.close()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """What ``git clone`` would bring, and nothing that lies beside it."""
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=runs.ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, files):
+        target = tmp_path / "clone" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (runs.ROOT / name).is_file():
+            shutil.copy(runs.ROOT / name, target)
+    return tmp_path / "clone"
+
+
+def test_ray_job_submit_scores_a_bucket_with_the_token_and_is_refused_without(tmp_path, clone):
+    model = make_videomae(tmp_path / "model")
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=6)
+    port = free_port()
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef" * 4)
+    base = runs.clean_environment(RAY_AUTH_MODE="token", PYTHONNOUSERSITE="1")
+    with_token = base | {"RAY_AUTH_TOKEN_PATH": str(token)}
+    submit = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", ".", "--"]
+    job = ["python", "jobs/score.py", "--source", str(tmp_path / "videos"), "--model", str(model)]
+    # Unix sockets have short paths; pytest's folders are too deep for Ray's.
+    ray_folder = Path(f"/tmp/vidray-test-{os.getpid()}")
+    try:
+        with head(ray_folder, with_token, port):
+            refused = submit_and_wait([*submit, *job, "--output", str(tmp_path / "refused")], base, clone)
+            assert refused.returncode != 0
+            assert not (tmp_path / "refused").exists()
+            done = submit_and_wait(
+                [*submit, *job, *runs.TINY_VIEWS, "--output", str(tmp_path / "out")], with_token, clone
+            )
+            assert done.returncode == 0, done.stdout[-4000:]
+            assert "scored                 6" in done.stdout
+    finally:
+        shutil.rmtree(ray_folder, ignore_errors=True)
+    runs.assert_each_once(tmp_path / "out", uris)
+    assert len(runs.markers(tmp_path / "out")) == 1
+
+
+def submit_and_wait(arguments: list[str], environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    home = cwd.parent / "home"  # no token file of this machine's user counts
+    home.mkdir(exist_ok=True)
+    return subprocess.run(
+        arguments,
+        env=environment | {"HOME": str(home)},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )

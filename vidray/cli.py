@@ -1,0 +1,117 @@
+"""The command line: ``vidray score --help``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from vidray import __version__
+from vidray.config import ScoreConfig, config_file_arguments
+from vidray.errors import RunError, TooManyFailuresError, UsageError
+
+_USAGE = f"""vidray {__version__}: score buckets of videos with a model, into Parquet that anyone can query
+
+usage: vidray COMMAND [OPTIONS]
+
+commands:
+  score     score every video of the sources: one row per video, resumable, only what is new
+  demo      make a small bucket of videos, score it, and query the result
+
+vidray COMMAND --help explains a command.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0 good, 1 failed, 2 usage, 3 too many failures, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], int]] = {"score": score, "demo": demo}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"vidray {__version__}")
+        return 0
+    if arguments[0] not in commands:
+        print(f"vidray: got command {arguments[0]!r}, allowed are {', '.join(commands)}\n\n{_USAGE}", file=sys.stderr)
+        return 2
+    return _guarded(lambda: commands[arguments[0]](arguments[1:]))
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    """Turn what a user can cause into a message and an exit code. A bug of ours keeps its traceback."""
+    signal.signal(signal.SIGTERM, _raise_exit)
+    try:
+        return command()
+    except (UsageError, TooManyFailuresError, RunError) as error:
+        print(f"vidray: {error}", file=sys.stderr)
+        return {UsageError: 2, TooManyFailuresError: 3}.get(type(error), 1)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        sys.stdout = sys.stderr = None
+        return 1
+    except KeyboardInterrupt:
+        print("vidray: interrupted; nothing is broken, the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _raise_exit(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def score(arguments: list[str]) -> int:
+    """``vidray score``."""
+    config = parse(ScoreConfig, arguments, prog="vidray score")
+    from vidray.scoring.job import ScoreJob
+
+    job = ScoreJob(config)
+    if config.dry_run:
+        print(job.dry_run())
+    else:
+        job.run()
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    """``vidray demo``."""
+    from vidray.demo import DemoConfig, run_demo
+
+    return run_demo(parse(DemoConfig, arguments, prog="vidray demo"))
+
+
+def parse(config_class: type, arguments: list[str], *, prog: str) -> Any:
+    """A typed config from flags and, with ``--config FILE``, from a YAML file. Flags win over the file.
+
+    Raises UsageError for a file that cannot be read; exits with 2 for flags that are not known.
+    """
+    return tyro.cli(
+        config_class,
+        prog=prog,
+        config=(tyro.conf.OmitArgPrefixes,),
+        args=_config_file(arguments) + arguments,
+    )
+
+
+def _config_file(arguments: list[str]) -> list[str]:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(arguments)[0].config
+    if path is None:
+        return []
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path}: got {type(values).__name__}, allowed is a mapping of flag names to values")
+    given = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
+    return config_file_arguments(values, given=given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

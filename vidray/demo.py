@@ -1,0 +1,166 @@
+"""``make demo``: a small bucket of generated videos, scored end to end on this machine, and a query of the result.
+
+The videos show coloured shapes that move. The motion is the class, so that no single frame tells it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+MOTIONS = ("left", "right", "up", "down", "clockwise", "counterclockwise")
+"""The classes, sorted by nothing in particular; every class shows the same shapes, colours and places."""
+
+_SIZE = 96
+_FPS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Make a small bucket of videos, score it, and query the result."""
+
+    folder: str = "demo-out"
+    """Where the videos, the checkpoint and the scores go."""
+    num_videos: int = 60
+    """Videos to make."""
+
+
+def motion_video(label: str, *, seed: int, num_frames: int = 24) -> bytes:
+    """An MP4 (H.264, 96 × 96, 15 frames per second) of one shape that moves as ``label`` says.
+
+    Raises ValueError for a label that is none of ``MOTIONS``.
+    """
+    if label not in MOTIONS:
+        raise ValueError(f"label must be one of {MOTIONS}, got {label!r}")
+    rng = np.random.default_rng([seed, MOTIONS.index(label)])
+    path = _path(label, rng)
+    shape, colour, ground = _look(rng)
+    frames = (_draw(path(i / num_frames), shape, colour, ground) for i in range(num_frames))
+    return _encode(list(frames))
+
+
+def _path(label: str, rng: np.random.Generator) -> Callable[[float], tuple[float, float]]:
+    """Where the shape is at each moment from 0 to 1, as (x, y) from 0 to 1; y points down."""
+    phase, turns, radius = rng.uniform(), rng.uniform(0.6, 1.2), rng.uniform(0.2, 0.35)
+    if label in ("clockwise", "counterclockwise"):
+        sign = 1 if label == "clockwise" else -1
+
+        def circle(t: float) -> tuple[float, float]:
+            angle = 2 * math.pi * (phase + sign * turns * t)
+            return 0.5 + radius * math.cos(angle), 0.5 + radius * math.sin(angle)
+
+        return circle
+    dx, dy = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[label]
+    x, y = rng.uniform(size=2)
+
+    def line(t: float) -> tuple[float, float]:
+        # Leaving on one side it comes back on the other, so that every place is as likely in every class.
+        return (x + dx * turns * t) % 1.0, (y + dy * turns * t) % 1.0
+
+    return line
+
+
+def _look(rng: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray]:
+    shape = str(rng.choice(["disc", "square", "ring"]))
+    colour = rng.integers(120, 256, size=3)
+    ground = rng.integers(0, 80, size=3)
+    return shape, colour, ground
+
+
+def _draw(place: tuple[float, float], shape: str, colour: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the shape at ``place``, wrapped around the edges."""
+    axis = (np.arange(_SIZE) + 0.5) / _SIZE
+    dx = (axis[None, :] - place[0] + 0.5) % 1.0 - 0.5
+    dy = (axis[:, None] - place[1] + 0.5) % 1.0 - 0.5
+    distance = np.maximum(abs(dx), abs(dy)) if shape == "square" else np.hypot(dx, dy)
+    inside = (distance < 0.13) & ((distance > 0.06) | (shape != "ring"))
+    return np.where(inside[..., None], colour, ground).astype(np.uint8)
+
+
+def _encode(frames: list[np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=_FPS, options={"preset": "veryfast", "crf": "18"})
+        stream.width = stream.height = _SIZE
+        stream.pix_fmt = "yuv420p"
+        for array in frames:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def make_bucket(folder: Path, *, num_videos: int, seed: int = 0) -> None:
+    """Write videos of all motions in turn, named ``<label>-<number>.mp4``, and one that is cut off in the middle."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(num_videos):
+        label = MOTIONS[number % len(MOTIONS)]
+        (folder / f"{label}-{number:04d}.mp4").write_bytes(motion_video(label, seed=seed + number))
+    (folder / "broken.mp4").write_bytes(motion_video("left", seed=seed)[:200])
+
+
+def make_untrained_checkpoint(folder: Path) -> None:
+    """A small VideoMAE with random weights, in the layout of published checkpoints."""
+    import json
+
+    import torch
+    from transformers.models.videomae.configuration_videomae import VideoMAEConfig
+    from transformers.models.videomae.modeling_videomae import VideoMAEForVideoClassification
+
+    torch.manual_seed(0)
+    config = VideoMAEConfig(
+        image_size=64,
+        patch_size=8,
+        num_frames=8,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        id2label=dict(enumerate(MOTIONS)),
+        label2id={label: i for i, label in enumerate(MOTIONS)},
+    )
+    VideoMAEForVideoClassification(config).save_pretrained(folder)
+    processor = {
+        "video_processor_type": "VideoMAEVideoProcessor",
+        "size": {"shortest_edge": 64},
+        "crop_size": {"height": 64, "width": 64},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+
+
+_QUERY = """SELECT status, label, count(*) AS videos, round(avg(score), 3) AS mean_score
+FROM '{output}/predictions/*/*.parquet'
+GROUP BY ALL ORDER BY ALL"""
+
+
+def run_demo(config: DemoConfig) -> int:
+    """Make the bucket and the checkpoint, score, query. Returns the exit code."""
+    import duckdb
+
+    from vidray.config import ScoreConfig
+    from vidray.scoring.job import ScoreJob
+
+    folder = Path(config.folder)
+    videos, model, output = folder / "videos", folder / "model", folder / "scores"
+    print(f"1. Making {config.num_videos} videos of moving shapes, and a broken one, in {videos}", flush=True)
+    make_bucket(videos, num_videos=config.num_videos)
+    if not (model / "config.json").exists():
+        print(f"2. Making a small VideoMAE in {model}. It is NOT trained: its labels are guesses", flush=True)
+        make_untrained_checkpoint(model)
+    flags = {"source": (str(videos),), "model": str(model), "output": str(output), "span": "full", "views": "1x1"}
+    command = " ".join(f"--{name} {value if isinstance(value, str) else value[0]}" for name, value in flags.items())
+    print(f"3. vidray score {command}", flush=True)
+    started = time.perf_counter()
+    ScoreJob(ScoreConfig(**flags)).run()  # type: ignore[arg-type]
+    query = _QUERY.format(output=output)
+    print(f"   took {time.perf_counter() - started:.0f} s; once more finds nothing new. Now any reader of Parquet:\n")
+    print(f"4. {query}\n\n{duckdb.sql(query)}")
+    return 0

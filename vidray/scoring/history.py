@@ -1,0 +1,111 @@
+"""What an output already holds: one key per video and result, so that a night only pays for what is new.
+
+Every finished run leaves a compact ``keys.parquet``; the planner reads these instead of all parts. A run that did not
+finish has none, so its parts are read. A key is the MD5 of (uri, etag, result key): stable across versions of every
+library, and DuckDB computes it over columns.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from vidray.scoring import output
+from vidray.storage import Store
+from vidray.types import Status
+
+KEYS_SCHEMA = pa.schema([("key", pa.binary()), ("status", pa.string()), ("attempts", pa.int32())])
+
+_KEY_SQL = "unhex(md5(concat_ws(chr(31), uri, coalesce(etag, ''), result_key)))"
+_COLUMNS = ["uri", "etag", "result_key", "status", "attempts"]
+
+
+def run_file(run_id: str, name: str) -> str:
+    """Where a run keeps ``name`` (plan.parquet, keys.parquet, summary.json, _SUCCESS), relative to the output."""
+    return f"_runs/{run_id}/{name}"
+
+
+def run_files(store: Store) -> dict[str, set[str]]:
+    """Which files every run of an output has: ``{run_id: {"plan.parquet", ...}}``."""
+    runs: dict[str, set[str]] = {}
+    for path in store.list("_runs"):
+        folder, name = posixpath.split(path)
+        runs.setdefault(posixpath.basename(folder), set()).add(name)
+    return runs
+
+
+def is_finished(files: Iterable[str]) -> bool:
+    """Whether a run with these files has ended, well or badly."""
+    return bool({"_SUCCESS", "_FAILED"} & set(files))
+
+
+def keys_of(rows: pa.Table) -> pa.Table:
+    """KEYS_SCHEMA of prediction rows (uri, etag, result_key, status, attempts)."""
+    with duckdb.connect() as db:
+        db.register("rows", rows)
+        return db.sql(f"SELECT {_KEY_SQL} AS key, status, attempts FROM rows").to_arrow_table().cast(KEYS_SCHEMA)
+
+
+def read_rows(store: Store, run_id: str, *, num_threads: int = 16) -> pa.Table:
+    """Identity, status and attempts of every row that a run's parts hold."""
+    paths = [path for path in store.list(f"predictions/run={run_id}") if output.shard_of_part(path) is not None]
+    schema = pa.schema([output.PREDICTION_SCHEMA.field(name) for name in _COLUMNS])
+    with ThreadPoolExecutor(num_threads) as pool:
+        tables = list(pool.map(lambda path: output.read_columns(store, path, _COLUMNS), paths))
+    return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
+
+
+def read_keys(store: Store, *, num_threads: int = 16) -> pa.Table:
+    """KEYS_SCHEMA of everything that the output holds, from key files and, for runs without one, from their parts."""
+    runs = run_files(store)
+    with_keys = [run for run, files in runs.items() if "keys.parquet" in files]
+    others = [run for run, files in runs.items() if "keys.parquet" not in files]
+    with ThreadPoolExecutor(num_threads) as pool:
+        tables = list(
+            pool.map(
+                lambda run: output.read_columns(store, run_file(run, "keys.parquet"), KEYS_SCHEMA.names), with_keys
+            )
+        )
+    tables += [keys_of(read_rows(store, run)) for run in others]
+    return pa.concat_tables([KEYS_SCHEMA.empty_table(), *(table.cast(KEYS_SCHEMA) for table in tables)])
+
+
+def plan_new(listed: pa.Table, keys: pa.Table, *, result_key: str, retry_failed: bool, max_attempts: int) -> pa.Table:
+    """The listed videos that are to be scored now, sorted by uri, with ``row`` and ``attempts`` (this one included).
+
+    New or changed objects (another etag) and new results (another result key) have no key yet. A failure is tried again
+    if it is transient and was tried fewer than ``max_attempts`` times, or always with ``retry_failed``.
+    """
+    transient = [status.value for status in Status if status.is_transient]
+    with duckdb.connect() as db:
+        db.register("listed", listed)
+        db.register("keys", keys)
+        table = db.sql(
+            f"""
+            WITH done AS (
+                SELECT key, bool_or(status = 'ok') AS ok, max(attempts) AS attempts,
+                       arg_max(status, attempts) AS status
+                FROM keys GROUP BY key
+            ), keyed AS (
+                SELECT *, {_KEY_SQL} AS key FROM (SELECT *, $result_key AS result_key FROM listed)
+            )
+            SELECT uri, path, size_bytes, etag, (coalesce(done.attempts, 0) + 1)::INTEGER AS attempts
+            FROM keyed LEFT JOIN done USING (key)
+            WHERE done.key IS NULL
+               OR (NOT done.ok AND ($retry_failed OR (list_contains($transient, done.status)
+                                                       AND done.attempts < $max_attempts)))
+            ORDER BY uri
+            """,
+            params={
+                "result_key": result_key,
+                "retry_failed": retry_failed,
+                "transient": transient,
+                "max_attempts": max_attempts,
+            },
+        ).to_arrow_table()
+    return table.add_column(0, output.ROW, pa.array(np.arange(table.num_rows)))

@@ -1,0 +1,224 @@
+"""The Ray graph of a score run, on one screen: plan rows ─> decode actors (CPU) ─> predict actors (GPU) ─> rows back.
+
+Two rules keep every row exactly once through the death of any actor or node. Each stage gives one output block for one
+input block, so that the replay of a task cannot differ in its number of blocks; and the driver keys rows by plan row
+and asks again for what is missing. (Ray loses and doubles rows where a replayed task yields several blocks of other
+sizes: hence ``target_max_block_size = None``.)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from vidray.config import ScoreConfig, parse_pool
+from vidray.errors import RunError, UsageError
+from vidray.types import ViewConfig
+
+BLOCK_BYTES = 64 * 1024**2
+"""Views in one block, about: the unit of memory and of retry."""
+MAX_ROWS_PER_BLOCK = 16
+BLOCKS_PER_READ_TASK = 64
+READ_CPUS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A callable class that every actor of a pool makes once, with its arguments."""
+
+    cls: type
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """How many actors a stage gets, and what each one takes of the cluster."""
+
+    min_size: int
+    max_size: int
+    num_cpus: float
+    num_gpus: float = 0.0
+    calls_per_actor: int = 1
+
+    def strategy(self) -> ActorPoolStrategy:
+        """As Ray Data wants it: a fixed pool starts whole, a growing one with its minimum."""
+        return ActorPoolStrategy(
+            min_size=self.min_size,
+            max_size=self.max_size,
+            max_concurrent_calls_per_actor=self.calls_per_actor,
+            max_tasks_in_flight_per_actor=self.calls_per_actor + 2,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the work runs: two pools and the size of a block."""
+
+    decode: Pool
+    predict: Pool
+    rows_per_block: int
+    threads_per_predictor: int | None
+
+
+def connect(address: str | None) -> bool:
+    """Join the cluster at ``address`` or in ``$RAY_ADDRESS``; without either, start Ray on this machine.
+
+    Returns False, and does nothing, if this process is connected already. Raises UsageError if no cluster answers.
+    """
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        if address == "local":
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError as error:
+        raise UsageError(f"--ray-address {address}: no Ray cluster answers there ({error})") from error
+    return True
+
+
+def disconnect() -> None:
+    """Leave the cluster, or stop the one that ``connect`` started."""
+    ray.shutdown()
+
+
+def make_layout(config: ScoreConfig, view: ViewConfig, *, num_rows: int) -> Layout:
+    """Size the pools to the cluster as it is now, and refuse at once what could never start.
+
+    Ray waits half an hour, in silence, for an actor that fits on no node; so the minimum of both pools is checked here.
+    """
+    resources = ray.cluster_resources()
+    num_cpus, num_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    on_gpu = config.device == "cuda" or (config.device == "auto" and num_gpus >= 1)
+    predict = _predict_pool(config, num_cpus=num_cpus, num_gpus=num_gpus if on_gpu else 0.0, on_gpu=on_gpu)
+    decode = _decode_pool(config, num_cpus=num_cpus, on_gpu=on_gpu)
+    _check_fits(decode, predict, num_cpus=num_cpus, num_gpus=num_gpus)
+    rows = max(1, min(MAX_ROWS_PER_BLOCK, BLOCK_BYTES // view.num_bytes, num_rows // (4 * decode.max_size) or 1))
+    threads = None if on_gpu else max(1, int(num_cpus) // predict.max_size)
+    return Layout(decode=decode, predict=predict, rows_per_block=rows, threads_per_predictor=threads)
+
+
+def _predict_pool(config: ScoreConfig, *, num_cpus: float, num_gpus: float, on_gpu: bool) -> Pool:
+    if on_gpu:
+        # No CPU of its own: decoders that came first could otherwise hold all CPUs of the GPU's node for ever.
+        low, high = parse_pool(config.predictors or "") or (1, max(1, int(num_gpus)))
+        return Pool(min_size=low, max_size=high, num_cpus=0, num_gpus=1)
+    # A model on CPUs scales to about eight threads; beyond that, further replicas do better.
+    low, high = parse_pool(config.predictors or "") or (max(1, int(num_cpus) // 8),) * 2
+    return Pool(min_size=low, max_size=high, num_cpus=0.4)
+
+
+def _decode_pool(config: ScoreConfig, *, num_cpus: float, on_gpu: bool) -> Pool:
+    cpus = 1.0 if on_gpu and num_cpus >= 2 else 0.5
+    # Beside a model on CPUs half of them decode: which stage is slower depends on the model, and threads share fairly.
+    default = max(1, int((num_cpus - READ_CPUS) / cpus)) if on_gpu else max(1, int(num_cpus) // 2)
+    low, high = parse_pool(config.decoders or "") or (default, default)
+    return Pool(min_size=low, max_size=high, num_cpus=cpus, calls_per_actor=2)
+
+
+def _check_fits(decode: Pool, predict: Pool, *, num_cpus: float, num_gpus: float) -> None:
+    need_cpus = decode.min_size * decode.num_cpus + predict.min_size * predict.num_cpus + READ_CPUS
+    need_gpus = predict.min_size * predict.num_gpus
+    if need_cpus <= num_cpus and need_gpus <= num_gpus:
+        return
+    raise UsageError(
+        f"the cluster has {num_cpus:g} CPUs and {num_gpus:g} GPUs; {decode.min_size} decoders and {predict.min_size} "
+        f"predictors need {need_cpus:g} CPUs and {need_gpus:g} GPUs, and would wait for ever. "
+        "Lower --decoders and --predictors (MIN:MAX lets a pool grow with the cluster), or take --device cpu"
+    )
+
+
+def stream(
+    rows: pa.Table, *, decode: Stage, predict: Stage, layout: Layout, stall_timeout: float
+) -> Iterator[pa.Table]:
+    """Run plan rows through both stages; tables of predicted rows come back in whatever order they finish."""
+    _configure(stall_timeout)
+    try:
+        yield from make_graph(rows, decode=decode, predict=predict, layout=layout).iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=2
+        )
+    except ray.exceptions.RayError as error:
+        raise _explain(error) from error
+
+
+def make_graph(rows: pa.Table, *, decode: Stage, predict: Stage, layout: Layout) -> ray.data.Dataset:
+    """The dataset of a run, not yet executed. Decode and predict are two operators, each a pool of actors."""
+    source = PlanSource(rows, rows_per_block=layout.rows_per_block)
+    return (
+        ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.num_blocks)
+        .map_batches(decode.cls, fn_constructor_kwargs=decode.kwargs, **_placement(layout, layout.decode))
+        .map_batches(predict.cls, fn_constructor_kwargs=predict.kwargs, **_placement(layout, layout.predict))
+    )
+
+
+def _placement(layout: Layout, pool: Pool) -> dict[str, Any]:
+    return {
+        # None is a batch per block, which Ray refuses for GPUs; there a batch of a block's size is nearly the same.
+        "batch_size": layout.rows_per_block if pool.num_gpus else None,
+        "batch_format": "pyarrow",
+        "compute": pool.strategy(),
+        "num_cpus": pool.num_cpus,
+        "num_gpus": pool.num_gpus or None,
+        "udf_modifying_row_count": False,
+    }
+
+
+def _configure(stall_timeout: float) -> None:
+    context = DataContext.get_current()
+    context.target_max_block_size = None
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = stall_timeout
+    # Ray's lines would break the live line; the plan stays in its log file.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+class PlanSource(Datasource):
+    """Feeds plan rows lazily: few read tasks, each cut by Ray into blocks of ``rows_per_block`` rows.
+
+    A read task per block would cost the driver a minute for a million rows; a block per task would be too large.
+    """
+
+    def __init__(self, rows: pa.Table, *, rows_per_block: int) -> None:
+        super().__init__()
+        self._rows = rows
+        num_blocks = max(1, -(-rows.num_rows // rows_per_block))
+        num_tasks = -(-num_blocks // BLOCKS_PER_READ_TASK)
+        blocks_per_task = -(-num_blocks // num_tasks)
+        self._rows_per_task = rows_per_block * blocks_per_task
+        # Ray cuts the rows of every task into num_blocks / num_tasks pieces: it must divide.
+        self.num_blocks = num_tasks * blocks_per_task
+
+    def estimate_inmemory_data_size(self) -> int:
+        return self._rows.nbytes
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        starts = range(0, self._rows.num_rows, self._rows_per_task)
+        return [_read_task(self._rows.slice(start, self._rows_per_task)) for start in starts]
+
+
+def _read_task(rows: pa.Table) -> ReadTask:
+    # As IPC bytes: pickling a slice would take the whole table along, in every task.
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    data = sink.getvalue().to_pybytes()
+    metadata = BlockMetadata(num_rows=rows.num_rows, size_bytes=len(data), exec_stats=None)
+    return ReadTask(lambda: [pa.ipc.open_stream(data).read_all()], metadata)
+
+
+def _explain(error: ray.exceptions.RayError) -> RunError:
+    """What a failure inside Ray means for the user: the cause (the last line), without Ray's layers."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return RunError(f"{lines[-1] if lines else type(error).__name__} (Ray's logs in /tmp/ray tell more)")

@@ -1,0 +1,171 @@
+"""Which run to work on, and what it has to do: the one place that decides between resuming, starting and stopping.
+
+A run is its ``plan.parquet``: the videos in a fixed order, cut into shards, with the configuration in the footer. It is
+created once, by a conditional write; whoever loses that race works on the winner's plan.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vidray.config import ScoreConfig
+from vidray.errors import UsageError
+from vidray.manifest import list_sources
+from vidray.scoring import history, output
+from vidray.scoring.output import Shards
+from vidray.storage import Store
+
+PLAN_SCHEMA = pa.schema(
+    [
+        (output.ROW, pa.int64()),
+        ("uri", pa.string()),
+        ("path", pa.binary()),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunHeader:
+    """What a run was started with. A run is only resumed by a command that asks for the same."""
+
+    run_id: str
+    source: tuple[str, ...]
+    model: str
+    fingerprint: str
+    view_config: str
+    result_key: str
+    rows_per_part: int
+    num_listed: int
+    num_already_done: int
+    created_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+    @property
+    def config_id(self) -> str:
+        """Equal for runs that do the same work: same sources, same model, same views."""
+        return config_id(self.source, self.result_key)
+
+
+def config_id(source: tuple[str, ...], result_key: str) -> str:
+    """A hash of the sources (in any order) and the result key."""
+    text = json.dumps([sorted(source), result_key])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run and the rows it has to score (PLAN_SCHEMA)."""
+
+    header: RunHeader
+    rows: pa.Table
+    is_resumed: bool = False
+
+    @property
+    def shards(self) -> Shards:
+        """How the rows fall into parts."""
+        return Shards(num_rows=self.rows.num_rows, rows_per_part=self.header.rows_per_part)
+
+
+def find_resumable(store: Store, *, source: tuple[str, ...], result_key: str, run_id: str | None) -> Plan | None:
+    """The unfinished run to go on with: ``run_id`` if it is there, else the newest of the same configuration.
+
+    Raises UsageError if ``run_id`` is there with another configuration.
+    """
+    runs = {run: files for run, files in history.run_files(store).items() if "plan.parquet" in files}
+    if run_id is not None:
+        if run_id not in runs:
+            return None
+        plan = load_plan(store, run_id)
+        _check_same(plan.header, source=source, result_key=result_key)
+        return plan
+    unfinished = [run for run, files in runs.items() if not history.is_finished(files)]
+    plans = (load_plan(store, run) for run in unfinished)
+    same = [plan for plan in plans if plan.header.config_id == config_id(source, result_key)]
+    return max(same, key=lambda plan: plan.header.created_at, default=None)
+
+
+def _check_same(header: RunHeader, *, source: tuple[str, ...], result_key: str) -> None:
+    if header.config_id == config_id(source, result_key):
+        return
+    what = "sources" if sorted(header.source) != sorted(source) else "model or views"
+    got = list(source) if what == "sources" else result_key
+    had = list(header.source) if what == "sources" else f"{header.result_key} ({header.model}, {header.view_config})"
+    raise UsageError(
+        f"--run-id {header.run_id}: this run was started with other {what}: {had}; now asked for: {got}. "
+        "Take another --run-id, or leave it out"
+    )
+
+
+def plan_fresh(
+    store: Store,
+    config: ScoreConfig,
+    *,
+    fingerprint: str,
+    view_config: str,
+    result_key: str,
+    on_progress: Callable[[int], None] | None = None,
+) -> Plan:
+    """List the sources, leave out what the output holds, and give what remains a run. Writes nothing."""
+    listed = list_sources(config.source, on_progress=on_progress)
+    rows = history.plan_new(
+        listed,
+        history.read_keys(store),
+        result_key=result_key,
+        retry_failed=config.retry_failed,
+        max_attempts=config.max_attempts,
+    )
+    header = RunHeader(
+        run_id=config.run_id or new_run_id(),
+        source=config.source,
+        model=config.model,
+        fingerprint=fingerprint,
+        view_config=view_config,
+        result_key=result_key,
+        rows_per_part=config.rows_per_part or default_rows_per_part(rows.num_rows),
+        num_listed=listed.num_rows,
+        num_already_done=listed.num_rows - rows.num_rows,
+    )
+    return Plan(header=header, rows=rows.cast(PLAN_SCHEMA))
+
+
+def new_run_id() -> str:
+    """A fresh id: sorts by time, never repeats."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+
+
+def default_rows_per_part(num_rows: int) -> int:
+    """A hundredth of the run, between 50 (small files are slow to query) and 4000 (a crash should cost little)."""
+    return min(max(num_rows // 100, 50), 4000)
+
+
+def commit_plan(store: Store, plan: Plan) -> Plan:
+    """Create the run's plan.parquet; if another driver was first with this run id, adopt its plan."""
+    path = history.run_file(plan.header.run_id, "plan.parquet")
+    try:
+        store.create(path, output.parquet_bytes(plan.rows, asdict(plan.header)))
+    except FileExistsError:
+        winner = load_plan(store, plan.header.run_id)
+        _check_same(winner.header, source=plan.header.source, result_key=plan.header.result_key)
+        return winner
+    return plan
+
+
+def load_plan(store: Store, run_id: str) -> Plan:
+    """Read a run's plan back."""
+    data = io.BytesIO(store.read(history.run_file(run_id, "plan.parquet")))
+    rows = pq.read_table(data)
+    metadata: dict[str, Any] = output.parquet_metadata(rows.schema)
+    header = RunHeader(**{**metadata, "source": tuple(metadata["source"])})
+    return Plan(header=header, rows=rows.replace_schema_metadata(None).cast(PLAN_SCHEMA), is_resumed=True)

@@ -1,0 +1,223 @@
+"""The two stages of a score run, as plain callables from one Arrow table to another: one row in, one row out.
+
+Ray Data keeps one of each in every actor, but nothing here knows of Ray.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from vidray.errors import VideoError
+from vidray.sandbox import Sandbox
+from vidray.scoring.output import PREDICTION_SCHEMA, ROW, TOP_K_TYPE
+from vidray.storage import fetch
+from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
+
+if TYPE_CHECKING:
+    from vidray.checkpoint import Checkpoint
+    from vidray.config import Device, Precision
+    from vidray.scoring.predictor import Scores
+
+_INFO_COLUMNS = (
+    "duration_seconds",
+    "width",
+    "height",
+    "fps",
+    "codec",
+    "num_frames_expected",
+    "num_frames_decoded",
+    "decode_seconds",
+)
+
+STAGE_SCHEMA = pa.schema(
+    [
+        ("fetch_seconds", pa.float64()),
+        ("decoder", pa.string()),
+        ("predict_seconds", pa.float64()),
+        ("predictor", pa.string()),
+        ("predict_started_at", pa.float64()),
+        ("predict_ended_at", pa.float64()),
+    ]
+)
+"""Internal columns: where the time of each row went. They reach the summary, not the output."""
+
+DECODED_SCHEMA = pa.schema(
+    [
+        (ROW, pa.int64()),
+        *(PREDICTION_SCHEMA.field(name) for name in ("uri", "etag", "size_bytes", "status", "error", "attempts")),
+        *(PREDICTION_SCHEMA.field(name) for name in _INFO_COLUMNS),
+        *(STAGE_SCHEMA.field(name) for name in ("fetch_seconds", "decoder")),
+        ("views", pa.large_binary()),
+    ]
+)
+"""What decoding gives: ``views`` is one video's (V, T, H, W, C) uint8 tensor as bytes, null where it failed."""
+
+PREDICTED_SCHEMA = pa.schema(
+    [
+        *(field for field in DECODED_SCHEMA if field.name != "views"),
+        *(PREDICTION_SCHEMA.field(name) for name in ("label", "score", "top_k", "num_views", "scored_at")),
+        *(
+            STAGE_SCHEMA.field(name)
+            for name in ("predict_seconds", "predictor", "predict_started_at", "predict_ended_at")
+        ),
+    ]
+)
+
+
+def _worker_name() -> str:
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
+class DecodeStage:
+    """Fetches objects on threads and decodes them, one after the other, in a sandbox of its own."""
+
+    def __init__(
+        self, *, view: ViewConfig, limits: Limits, fetch_threads: int = 8, child_module: str = "vidray.sandbox_child"
+    ) -> None:
+        self._limits = limits
+        self._window = fetch_threads
+        self._fetchers = ThreadPoolExecutor(fetch_threads, thread_name_prefix="vidray-fetch")
+        self._sandbox = Sandbox(view=view, limits=limits, child_module=child_module)
+        self._sandbox.start()
+        # Two blocks may be in this stage at once, so that one is fetched while the other is decoded.
+        self._decoding = threading.Lock()
+        self._name = _worker_name()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Plan rows → DECODED_SCHEMA, in the same order. Never raises for a video."""
+        refs = [_ref(values) for values in block.select(["uri", "path", "size_bytes", "etag"]).to_pylist()]
+        fetched = self._fetch_ahead(refs)
+        with self._decoding:
+            rows = [self._decode(data, seconds) for data, seconds in fetched]
+        plan_columns = [block[name] for name in (ROW, "uri", "etag", "attempts")]
+        columns = dict(zip((ROW, "uri", "etag", "attempts"), plan_columns, strict=True))
+        columns |= {name: _column(rows, name) for name in DECODED_SCHEMA.names if name not in columns}
+        return pa.table({name: columns[name] for name in DECODED_SCHEMA.names}, schema=DECODED_SCHEMA)
+
+    def _fetch_ahead(self, refs: list[VideoRef]) -> Iterator[tuple[bytes | VideoError, float]]:
+        """Objects in order, with a window of them under way; the first are asked for at once, not when iterated."""
+        waiting: deque[Future[tuple[bytes | VideoError, float]]] = deque()
+        todo = iter(refs)
+        for ref in (ref for _, ref in zip(range(self._window), todo, strict=False)):
+            waiting.append(self._fetchers.submit(self._fetch, ref))
+
+        def drain() -> Iterator[tuple[bytes | VideoError, float]]:
+            while waiting:
+                result = waiting.popleft().result()
+                if (ref := next(todo, None)) is not None:
+                    waiting.append(self._fetchers.submit(self._fetch, ref))
+                yield result
+
+        return drain()
+
+    def _fetch(self, ref: VideoRef) -> tuple[bytes | VideoError, float]:
+        started = time.perf_counter()
+        try:
+            result: bytes | VideoError = fetch(ref, limits=self._limits)
+        except VideoError as error:
+            result = error
+        return result, time.perf_counter() - started
+
+    def _decode(self, data: bytes | VideoError, fetch_seconds: float) -> dict[str, Any]:
+        row: dict[str, Any] = {"fetch_seconds": fetch_seconds, "decoder": self._name}
+        if isinstance(data, VideoError):
+            return row | _failure(data)
+        row["size_bytes"] = len(data)
+        try:
+            views, info = self._sandbox.decode(data)
+        except VideoError as error:
+            return row | _failure(error)
+        return row | _info(info) | {"status": Status.OK.value, "views": views.reshape(-1).data}
+
+
+def _ref(values: dict[str, Any]) -> VideoRef:
+    return VideoRef(**values)
+
+
+def _failure(error: VideoError) -> dict[str, Any]:
+    return {"status": error.status.value, "error": error.message}
+
+
+def _info(info: VideoInfo) -> dict[str, Any]:
+    return {name: getattr(info, name) for name in _INFO_COLUMNS}
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> pa.Array:
+    return pa.array([row.get(name) for row in rows], DECODED_SCHEMA.field(name).type)
+
+
+class PredictStage:
+    """Holds one model and scores blocks of decoded videos."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Checkpoint,
+        view: ViewConfig,
+        device: Device = "auto",
+        precision: Precision = "auto",
+        compile: bool = False,
+        batch_size: int | None = None,
+        num_threads: int | None = None,
+        top_k: int = 5,
+    ) -> None:
+        from vidray.scoring.predictor import Predictor  # torch: only in the process that predicts
+
+        self._view = view
+        self._predictor = Predictor(
+            checkpoint,
+            view=view,
+            device=device,
+            precision=precision,
+            compile=compile,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            top_k=top_k,
+        )
+        self._name = _worker_name()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """DECODED_SCHEMA → PREDICTED_SCHEMA, in the same order; failed rows pass through."""
+        started_at, started = time.time(), time.perf_counter()
+        scored = iter(self._predictor.predict(self._views(block)))
+        seconds = time.perf_counter() - started
+        rows = [
+            self._row(values, next(scored) if values["status"] == Status.OK.value else None)
+            for values in block.drop_columns(["views"]).to_pylist()
+        ]
+        num_scored = sum(row["predictor"] is not None for row in rows)
+        for row in rows:
+            if row["predictor"] is not None:
+                row |= {"predict_started_at": started_at, "predict_ended_at": started_at + seconds}
+                row["predict_seconds"] = seconds / num_scored
+        return pa.Table.from_pylist(rows, PREDICTED_SCHEMA)
+
+    def _views(self, block: pa.Table) -> list[np.ndarray]:
+        """(V, T, H, W, C) uint8 arrays of the rows that decoded, over the block's own memory: nothing is copied."""
+        buffers = (scalar.as_buffer() for chunk in block["views"].chunks for scalar in chunk if scalar.is_valid)
+        return [np.frombuffer(buffer, np.uint8).reshape(self._view.views_shape) for buffer in buffers]
+
+    def _row(self, values: dict[str, Any], scores: Scores | None) -> dict[str, Any]:
+        row = values | {"scored_at": datetime.datetime.now(datetime.UTC), "predictor": None}
+        if scores is None:
+            return row
+        row["predictor"] = self._name
+        if scores.error is not None:
+            return row | {"status": Status.MODEL_ERROR.value, "error": scores.error}
+        label, score = scores.top_k[0]
+        top_k = [{"label": label, "score": score} for label, score in scores.top_k]
+        return row | {"label": label, "score": score, "top_k": top_k, "num_views": self._view.num_views}
+
+
+__all__ = ["DECODED_SCHEMA", "PREDICTED_SCHEMA", "STAGE_SCHEMA", "TOP_K_TYPE", "DecodeStage", "PredictStage"]
