@@ -321,7 +321,7 @@ def cover_only() -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as output:
         sound = output.add_stream("aac", rate=48000)
-        output.add_attachment("cover.png", "image/png", png()) if hasattr(output, "add_attachment") else None
+        output.add_attachment("cover.png", "image/png", png())
         frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
         frame.sample_rate = 48000
         output.mux(sound.encode(frame))
