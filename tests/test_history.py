@@ -95,3 +95,44 @@ def test_rows_are_known_from_the_key_file_or_where_there_is_none_from_the_parts(
     else:
         store.create(part_path("r", 0), parquet_bytes(table, {}))
     assert history.read_keys(store).sort_by("key") == history.keys_of(table).sort_by("key")
+
+
+def test_merged_key_files_say_the_same_as_those_they_stand_for(tmp_path):
+    store = Store(str(tmp_path))
+
+    def finish(number: int) -> None:
+        table = rows((f"video {number}", "1", "ok", 1))
+        store.create(history.run_file(f"run-{number}", "keys.parquet"), parquet_bytes(history.keys_of(table), {}))
+        store.create(history.run_file(f"run-{number}", "_SUCCESS"), b"")
+
+    for night in range(12):
+        finish(night)
+        before = history.read_keys(store).sort_by("key")
+        history.merge_keys(store, min_runs=4)
+        assert history.read_keys(store).sort_by("key") == before
+        assert history.read_keys(store).num_rows == night + 1
+    assert len(store.list("_keys")) == 3
+
+
+def test_the_query_of_the_docs_keeps_one_row_per_version_and_result_key(tmp_path):
+    import re
+    from pathlib import Path
+
+    import duckdb
+
+    store = Store(str(tmp_path / "scores"))
+    nights = [
+        rows(("a", "1", "decode_timeout", 1), ("b", "1", "corrupt", 1), ("c", "1", "ok", 1)),
+        rows(("a", "1", "ok", 2), ("b", "1", "corrupt", 2), ("c", "2", "ok", 1)),
+        rows(("a", "1", "decode_timeout", 3)),
+    ]
+    for number, table in enumerate(nights):
+        store.create(part_path(f"r{number}", 0), parquet_bytes(table, {}))
+    docs = (Path(__file__).parent.parent / "docs" / "output.md").read_text()
+    query, portable = re.findall(r"```sql\n(SELECT \* .*?)```", docs, re.DOTALL)
+    files = f"{tmp_path}/scores/predictions/*/*.parquet"
+    expected = [("a", "1", "ok", 2), ("b", "1", "corrupt", 2), ("c", "1", "ok", 1), ("c", "2", "ok", 1)]
+    latest = query.replace("scores/predictions/*/*.parquet", files)
+    assert duckdb.sql(f"SELECT uri, etag, status, attempts FROM ({latest}) ORDER BY ALL").fetchall() == expected
+    portable = portable.replace("FROM predictions", f"FROM '{files}'")
+    assert duckdb.sql(f"SELECT uri, etag, status, attempts FROM ({portable}) ORDER BY ALL").fetchall() == expected

@@ -7,6 +7,8 @@ library, and DuckDB computes it over columns.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import posixpath
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vidray.scoring import output
 from vidray.storage import Store
 from vidray.types import Status
 
 KEYS_SCHEMA = pa.schema([("key", pa.binary()), ("status", pa.string()), ("attempts", pa.int32())])
+
+MIN_RUNS_TO_MERGE = 64
+"""So many key files are read one by one before they are merged."""
 
 _KEY_SQL = "unhex(md5(concat_ws(chr(31), uri, coalesce(etag, ''), result_key)))"
 _COLUMNS = ["uri", "etag", "result_key", "status", "attempts"]
@@ -62,7 +68,8 @@ def read_rows(store: Store, run_id: str, *, num_threads: int = 16) -> pa.Table:
 
 def read_keys(store: Store, *, num_threads: int = 16) -> pa.Table:
     """KEYS_SCHEMA of everything that the output holds, from key files and, for runs without one, from their parts."""
-    runs = run_files(store)
+    merged, merged_runs = _read_merged(store)
+    runs = {run: files for run, files in run_files(store).items() if run not in merged_runs}
     with_keys = [run for run, files in runs.items() if "keys.parquet" in files]
     others = [run for run, files in runs.items() if "keys.parquet" not in files]
     with ThreadPoolExecutor(num_threads) as pool:
@@ -72,7 +79,35 @@ def read_keys(store: Store, *, num_threads: int = 16) -> pa.Table:
             )
         )
     tables += [keys_of(read_rows(store, run)) for run in others]
-    return pa.concat_tables([KEYS_SCHEMA.empty_table(), *(table.cast(KEYS_SCHEMA) for table in tables)])
+    return pa.concat_tables([merged, *(table.cast(KEYS_SCHEMA) for table in tables)])
+
+
+def merge_keys(store: Store, *, min_runs: int = MIN_RUNS_TO_MERGE) -> None:
+    """Once many finished runs have a key file each, put them into one, so that a year of nights stays quick to read.
+
+    The merged files' names start with the number of runs in them: the greatest holds what all others do.
+    """
+    _, merged_runs = _read_merged(store)
+    finished = {run for run, files in run_files(store).items() if is_finished(files) and "keys.parquet" in files}
+    if len(finished - merged_runs) < min_runs:
+        return
+    files = [run_file(run, "keys.parquet") for run in sorted(finished)]
+    with ThreadPoolExecutor(16) as pool:
+        tables = list(pool.map(lambda file: output.read_columns(store, file, KEYS_SCHEMA.names), files))
+    table = pa.concat_tables([KEYS_SCHEMA.empty_table(), *(table.cast(KEYS_SCHEMA) for table in tables)])
+    data = output.parquet_bytes(table, {"runs": sorted(finished)})
+    with contextlib.suppress(FileExistsError):  # an attempt that was cut off afterwards merged the same runs
+        store.create(f"_keys/{len(finished):08d}.parquet", data)
+
+
+def _read_merged(store: Store) -> tuple[pa.Table, set[str]]:
+    """The keys of the greatest merged file, and the runs that it stands for."""
+    files = store.list("_keys")
+    if not files:
+        return KEYS_SCHEMA.empty_table(), set()
+    table = pq.read_table(io.BytesIO(store.read(files[-1])))
+    runs = set(output.parquet_metadata(table.schema)["runs"])
+    return table.replace_schema_metadata(None).cast(KEYS_SCHEMA), runs
 
 
 def plan_new(listed: pa.Table, keys: pa.Table, *, result_key: str, retry_failed: bool, max_attempts: int) -> pa.Table:

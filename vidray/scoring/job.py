@@ -101,6 +101,7 @@ class ScoreJob:
             f"to score {plan.rows.num_rows:,} videos ({format_bytes(num_bytes)}) in {plan.shards.count} parts"
         )
         lines.append(self._estimate(plan.rows.num_rows))
+        self.progress.clear()
         return "\n".join(lines)
 
     def _plans(self):
@@ -214,6 +215,7 @@ class ScoreJob:
         for name, data in files.items():
             with contextlib.suppress(FileExistsError):  # ours, from an attempt that was cut off here
                 self.store.create(history.run_file(run_id, name), data)
+        history.merge_keys(self.store)
         self.progress.say(format_summary(summary))
         return summary
 

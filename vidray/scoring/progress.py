@@ -30,16 +30,21 @@ class Progress:
         """A line that stays."""
         with self._lock:
             self._clear()
+            self._stage = ""
             print(text, file=self._out, flush=True)
 
     def stage(self, text: str) -> None:
         """What is going on while there are no videos to count yet."""
         with self._lock:
+            is_new = text.partition(":")[0] != self._stage.partition(":")[0]
             self._stage = text
-            if self._is_live:
+            if self._is_live or is_new:
                 self._draw()
-            else:
-                print(text, file=self._out, flush=True)
+
+    def clear(self) -> None:
+        """Take the live line away: somebody else will print."""
+        with self._lock:
+            self._clear()
 
     def start(self, *, total: int, done: int) -> None:
         """Begin to count; ``done`` of ``total`` videos were there from an earlier attempt."""

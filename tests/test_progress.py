@@ -1,0 +1,54 @@
+"""The live line tells the truth, on a terminal and in a log."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from vidray.scoring.progress import Progress, format_bytes, format_seconds
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_the_line_is_redrawn_and_leaves_no_rest():
+    out = Terminal()
+    progress = Progress(out=out)
+    progress.stage("listing the sources: 1,000,000 objects")
+    progress.stage("starting")
+    progress.say("done")
+    assert out.getvalue().endswith("\rdone\n") or out.getvalue().endswith(" \rdone\n")
+    longest = max(len(text) for text in out.getvalue().split("\r"))
+    assert f"\rstarting{' ' * (longest - len('starting'))}" in out.getvalue()
+
+
+def test_in_a_log_a_stage_is_said_once_however_often_its_count_moves():
+    out = io.StringIO()
+    progress = Progress(out=out)
+    for count in range(1000):
+        progress.stage(f"listing the sources: {count} objects")
+    progress.stage("starting the workers")
+    assert out.getvalue().splitlines() == ["listing the sources: 0 objects", "starting the workers"]
+
+
+def test_the_line_counts_what_was_there_before_and_what_failed():
+    progress = Progress(out=io.StringIO())
+    progress.start(total=1000, done=400)
+    progress.advance(done=10, failed=1)
+    progress.advance(done=20, failed=2)
+    assert progress.line().startswith("430 of 1,000 videos · 3 failed · ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (75, "1 min 15 s"), (3600, "1 h 00 min"), (90061, "25 h 01 min")]
+)
+def test_times_read_well(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(999, "999 B"), (1536, "1.5 kB"), (5e6, "5.0 MB"), (2e15, "2000.0 TB")])
+def test_sizes_read_well(size, text):
+    assert format_bytes(size) == text
