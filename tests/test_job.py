@@ -223,12 +223,12 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, model, l
     runs.make_bucket(videos, num_videos=4)
     config = ScoreConfig(source=(str(videos),), model=str(model), output=str(output), views="1x1", span="full")
     text = ScoreJob(config).dry_run()
-    assert "to score 4 videos" in text
+    assert "would score 4 videos" in text
     assert not output.exists()
     ScoreJob(config).run()
     runs.make_bucket(videos / "more", num_videos=3)
     text = ScoreJob(config).dry_run()
-    assert "already done 4, to score 3 videos" in text
+    assert "already done 4, would score 3 videos" in text
     assert "videos/s of the run of" in text
 
 
@@ -292,7 +292,7 @@ def test_flags_win_over_the_config_file_and_both_are_one_definition(tmp_path, mo
     nightly.write_text(f"source: [{tmp_path / 'videos'}]\nmodel: {model}\nviews: 9x3\nspan: full\ndry_run: true\n")
     arguments = runs.command(source="x", model="x", output=tmp_path / "out")[:2]
     arguments += ["--config", str(nightly), "--views", "1x1", "--output", str(tmp_path / "out")]
-    assert "to score 2 videos" in runs.run(arguments)
+    assert "would score 2 videos" in runs.run(arguments)
     nightly.write_text("vews: 5x3\n")
     assert "--vews" in runs.run(arguments, code=2)
 

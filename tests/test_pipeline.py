@@ -10,7 +10,7 @@ from tests.faulty_stages import Breaks, Counts, Same
 from vidray.config import ScoreConfig
 from vidray.errors import UsageError
 from vidray.scoring import pipeline
-from vidray.scoring.pipeline import Layout, PlanSource, Pool, Stage
+from vidray.scoring.pipeline import Cluster, Layout, PlanSource, Pool, Stage
 from vidray.types import ViewConfig
 
 VIEW = ViewConfig(num_frames=16, size=224, num_clips=1)
@@ -18,6 +18,11 @@ VIEW = ViewConfig(num_frames=16, size=224, num_clips=1)
 
 def config(**more) -> ScoreConfig:
     return ScoreConfig(source=("s",), model="m", output="o", **more)
+
+
+def fixed(num_cpus: float, num_gpus: float = 0) -> Cluster:
+    """A cluster that does not grow."""
+    return Cluster(num_cpus=num_cpus, num_gpus=num_gpus, max_cpus=num_cpus, max_gpus=num_gpus)
 
 
 @pytest.fixture
@@ -81,36 +86,36 @@ def test_a_failure_in_a_stage_ends_the_run_with_its_cause(local_ray, layout):
 
 
 @pytest.mark.parametrize(
-    ("resources", "decoders", "predictors", "gpu"),
+    ("cluster", "decoders", "predictors", "gpu"),
     [
-        ({"CPU": 1}, 1, 1, False),
-        ({"CPU": 2}, 1, 1, False),
-        ({"CPU": 16}, 8, 2, False),
-        ({"CPU": 8, "GPU": 1}, 7, 1, True),
-        ({"CPU": 64, "GPU": 4}, 63, 4, True),
+        (fixed(1), (1, 1), (1, 1), False),
+        (fixed(2), (1, 1), (1, 1), False),
+        (fixed(16), (8, 8), (2, 2), False),
+        (fixed(8, 1), (7, 7), (1, 1), True),
+        (fixed(64, 4), (63, 63), (1, 4), True),
+        (Cluster(num_cpus=0, num_gpus=0, max_cpus=64, max_gpus=4), (1, 63), (1, 4), True),
     ],
 )
-def test_pools_fit_the_cluster(monkeypatch, resources, decoders, predictors, gpu):
-    monkeypatch.setattr(pipeline.ray, "cluster_resources", lambda: resources)
-    layout = pipeline.make_layout(config(), VIEW, num_rows=1000)
-    assert (layout.decode.max_size, layout.predict.max_size) == (decoders, predictors)
+def test_pools_fit_the_cluster_and_grow_with_it(cluster, decoders, predictors, gpu):
+    layout = pipeline.make_layout(config(), VIEW, cluster, num_rows=1000)
+    assert (layout.decode.min_size, layout.decode.max_size) == decoders
+    assert (layout.predict.min_size, layout.predict.max_size) == predictors
     assert layout.predict.num_gpus == (1 if gpu else 0)
     used = layout.decode.max_size * layout.decode.num_cpus + layout.predict.max_size * layout.predict.num_cpus
-    assert used + pipeline.READ_CPUS <= resources["CPU"]
+    assert used + pipeline.READ_CPUS <= cluster.max_cpus
 
 
 @pytest.mark.parametrize(
-    ("resources", "flags"),
+    ("cluster", "flags"),
     [
-        ({"CPU": 2}, {"device": "cuda"}),
-        ({"CPU": 2}, {"decoders": "8"}),
-        ({"CPU": 4, "GPU": 1}, {"predictors": "2"}),
+        (fixed(2), {"device": "cuda"}),
+        (fixed(2), {"decoders": "8"}),
+        (fixed(4, 1), {"predictors": "2"}),
     ],
 )
-def test_a_pool_that_could_never_start_is_refused_at_once(monkeypatch, resources, flags):
-    monkeypatch.setattr(pipeline.ray, "cluster_resources", lambda: resources)
+def test_a_pool_that_could_never_start_is_refused_at_once(cluster, flags):
     with pytest.raises(UsageError, match="would wait for ever"):
-        pipeline.make_layout(config(**flags), VIEW, num_rows=1000)
+        pipeline.make_layout(config(**flags), VIEW, cluster, num_rows=1000)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,5 @@ def test_a_pool_that_could_never_start_is_refused_at_once(monkeypatch, resources
         (ViewConfig(num_frames=8, size=32, num_clips=1), 3, 1),
     ],
 )
-def test_a_block_is_about_64_megabytes_of_views_and_at_most_16_videos(monkeypatch, view, num_rows, rows):
-    monkeypatch.setattr(pipeline.ray, "cluster_resources", lambda: {"CPU": 2})
-    assert pipeline.make_layout(config(), view, num_rows=num_rows).rows_per_block == rows
+def test_a_block_is_about_64_megabytes_of_views_and_at_most_16_videos(view, num_rows, rows):
+    assert pipeline.make_layout(config(), view, fixed(2), num_rows=num_rows).rows_per_block == rows

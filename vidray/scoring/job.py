@@ -7,8 +7,9 @@ lease ─> unfinished run of this configuration? finish it ─> list what is new
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -56,6 +57,10 @@ def default_stages(
     return Stage(cls=DecodeStage, kwargs=decode), Stage(cls=PredictStage, kwargs=predict)
 
 
+def _versions(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(rows["uri"], pc.fill_null(rows["etag"], ""), "\x1f")
+
+
 class ScoreJob:
     """One command's work on one output."""
 
@@ -64,7 +69,7 @@ class ScoreJob:
     ) -> None:
         self.config = config
         self.progress = progress or Progress()
-        self.store = Store(config.output)
+        self.store = Store(config.output, conditional=not config.allow_unconditional_store)
         self.checkpoint = read_checkpoint(config.model)
         self.view = config.effective_view(self.checkpoint.meta.view)
         self.result_key = result_key(self.checkpoint.meta.fingerprint, self.view)
@@ -77,8 +82,8 @@ class ScoreJob:
         """
         if not self.config.allow_unconditional_store:
             self.store.probe()
-        with Lease(self.store).held() as lease, contextlib.ExitStack() as cluster:
-            summaries = [self._execute(plan, lease, cluster) for plan in self._plans()]
+        with Lease(self.store).held() as lease, contextlib.ExitStack() as connection:
+            summaries = [self._execute(plan, lease, connection) for plan in self._plans()]
         if not summaries:
             self.progress.say("nothing new to score: the output holds every listed object")
         self._check_failures(summaries)
@@ -95,16 +100,19 @@ class ScoreJob:
                 f"{resumable.shards.count} parts are missing, of {resumable.rows.num_rows:,} videos"
             )
         plan = self._fresh_plan()
+        if resumable is not None:
+            planned = pc.is_in(_versions(plan.rows), _versions(resumable.rows))
+            plan = dataclasses.replace(plan, rows=plan.rows.filter(pc.invert(planned)))
         num_bytes = pc.sum(plan.rows["size_bytes"]).as_py() or 0
         lines.append(
             f"listed {plan.header.num_listed:,}, already done {plan.header.num_already_done:,}, "
-            f"to score {plan.rows.num_rows:,} videos ({format_bytes(num_bytes)}) in {plan.shards.count} parts"
+            f"would score {plan.rows.num_rows:,} videos ({format_bytes(num_bytes)}) in {plan.shards.count} parts"
         )
         lines.append(self._estimate(plan.rows.num_rows))
         self.progress.clear()
         return "\n".join(lines)
 
-    def _plans(self):
+    def _plans(self) -> Iterator[Plan]:
         """The runs to work on, one after the other: an unfinished one, then a fresh one with what is new."""
         resumable = self._resumable()
         if resumable is not None:
@@ -139,7 +147,7 @@ class ScoreJob:
             on_progress=lambda count: self.progress.stage(f"listing the sources: {count:,} objects"),
         )
 
-    def _execute(self, plan: Plan, lease: Lease, cluster: contextlib.ExitStack) -> dict[str, Any]:
+    def _execute(self, plan: Plan, lease: Lease, connection: contextlib.ExitStack) -> dict[str, Any]:
         header, clock = plan.header, Clock()
         sealed = output.sealed_shards(self.store, header.run_id)
         collector = Collector(
@@ -154,7 +162,7 @@ class ScoreJob:
         self.progress.say(f"run {header.run_id}: {plan.rows.num_rows:,} videos in {plan.shards.count} parts")
         self.progress.start(total=plan.rows.num_rows, done=collector.num_rows)
         with self.progress.ticking():
-            self._stream_all(plan, collector, clock, cluster)
+            self._stream_all(plan, collector, clock, connection)
         lease.check()
         return self._finish(plan, clock)
 
@@ -167,24 +175,25 @@ class ScoreJob:
             "run_id": run_id,
         }
 
-    def _stream_all(self, plan: Plan, collector: Collector, clock: Clock, cluster: contextlib.ExitStack) -> None:
+    def _stream_all(self, plan: Plan, collector: Collector, clock: Clock, connection: contextlib.ExitStack) -> None:
         for _ in range(MAX_ROUNDS):
             missing = collector.missing_rows()
             if len(missing) == 0:
                 return
-            self._stream(plan.rows.take(pa.array(missing)), collector, clock, cluster)
+            self._stream(plan.rows.take(pa.array(missing)), collector, clock, connection)
         raise RunError(
             f"{len(collector.missing_rows())} of {plan.rows.num_rows} rows were lost {MAX_ROUNDS} times; "
             "what came is kept, and the same command goes on from there"
         )
 
-    def _stream(self, rows: pa.Table, collector: Collector, clock: Clock, cluster: contextlib.ExitStack) -> None:
+    def _stream(self, rows: pa.Table, collector: Collector, clock: Clock, connection: contextlib.ExitStack) -> None:
         from vidray.scoring import pipeline  # ray: a second to import, not needed when there is nothing to do
 
         self.progress.stage("starting the workers")
         if pipeline.connect(self.config.ray_address):
-            cluster.callback(pipeline.disconnect)
-        layout = pipeline.make_layout(self.config, self.view, num_rows=rows.num_rows)
+            connection.callback(pipeline.disconnect)
+        cluster = pipeline.read_cluster()
+        layout = pipeline.make_layout(self.config, self.view, cluster, num_rows=rows.num_rows)
         decode, predict = self._make_stages(self.config, self.checkpoint, self.view, layout.threads_per_predictor)
         for table in pipeline.stream(
             rows, decode=decode, predict=predict, layout=layout, stall_timeout=self.config.stall_timeout_seconds

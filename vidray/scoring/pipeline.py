@@ -83,10 +83,10 @@ def connect(address: str | None) -> bool:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Threads that spin while they wait take the cores from the decoders: scoring on CPUs is 1.7 times as fast without.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = {"include_dashboard": False} if address == "local" else {}
+    dashboard = False if address == "local" else None
     try:
         with _stderr_closed():
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+            ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise UsageError(f"--ray-address {address}: no Ray cluster answers there ({error})") from error
     return True
@@ -109,48 +109,69 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def make_layout(config: ScoreConfig, view: ViewConfig, *, num_rows: int) -> Layout:
-    """Size the pools to the cluster as it is now, and refuse at once what could never start.
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What there is to share: now, and when an autoscaler has brought all that it may. Equal on a fixed cluster."""
+
+    num_cpus: float
+    num_gpus: float
+    max_cpus: float
+    max_gpus: float
+
+
+def read_cluster() -> Cluster:
+    """The resources of the cluster that this process is connected to."""
+    now = ray.cluster_resources()
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    cpus, gpus = now.get("CPU", 0.0), now.get("GPU", 0.0)
+    max_cpus, max_gpus = max(cpus, most.get("CPU", 0.0)), max(gpus, most.get("GPU", 0.0))
+    return Cluster(num_cpus=cpus, num_gpus=gpus, max_cpus=max_cpus, max_gpus=max_gpus)
+
+
+def make_layout(config: ScoreConfig, view: ViewConfig, cluster: Cluster, *, num_rows: int) -> Layout:
+    """Size the pools to the cluster, and refuse at once what could never start.
 
     Ray waits half an hour, in silence, for an actor that fits on no node; so the minimum of both pools is checked here.
     """
-    resources = ray.cluster_resources()
-    num_cpus, num_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    on_gpu = config.device == "cuda" or (config.device == "auto" and num_gpus >= 1)
-    predict = _predict_pool(config, num_cpus=num_cpus, num_gpus=num_gpus if on_gpu else 0.0, on_gpu=on_gpu)
-    decode = _decode_pool(config, num_cpus=num_cpus, on_gpu=on_gpu)
-    _check_fits(decode, predict, num_cpus=num_cpus, num_gpus=num_gpus)
-    rows = max(1, min(MAX_ROWS_PER_BLOCK, BLOCK_BYTES // view.num_bytes, num_rows // (4 * decode.max_size) or 1))
-    threads = None if on_gpu else max(1, int(num_cpus) // predict.max_size)
+    on_gpu = config.device == "cuda" or (config.device == "auto" and cluster.max_gpus >= 1)
+    predict = _predict_pool(config, cluster, on_gpu=on_gpu)
+    decode = _decode_pool(config, cluster, on_gpu=on_gpu)
+    _check_fits(decode, predict, cluster)
+    num_bytes = view.num_bytes
+    rows = max(1, min(MAX_ROWS_PER_BLOCK, BLOCK_BYTES // num_bytes, num_rows // (4 * decode.max_size) or 1))
+    threads = None if on_gpu else max(1, int(cluster.num_cpus) // predict.max_size)
     return Layout(decode=decode, predict=predict, rows_per_block=rows, threads_per_predictor=threads)
 
 
-def _predict_pool(config: ScoreConfig, *, num_cpus: float, num_gpus: float, on_gpu: bool) -> Pool:
+def _predict_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Pool:
     if on_gpu:
         # No CPU of its own: decoders that came first could otherwise hold all CPUs of the GPU's node for ever.
-        low, high = parse_pool(config.predictors or "") or (1, max(1, int(num_gpus)))
+        low, high = parse_pool(config.predictors or "") or (1, max(1, int(cluster.max_gpus)))
         return Pool(min_size=low, max_size=high, num_cpus=0, num_gpus=1)
     # A model on CPUs scales to about eight threads; beyond that, further replicas do better.
-    low, high = parse_pool(config.predictors or "") or (max(1, int(num_cpus) // 8),) * 2
+    low, high = parse_pool(config.predictors or "") or (max(1, int(cluster.num_cpus) // 8),) * 2
     return Pool(min_size=low, max_size=high, num_cpus=0.4)
 
 
-def _decode_pool(config: ScoreConfig, *, num_cpus: float, on_gpu: bool) -> Pool:
-    cpus = 1.0 if on_gpu and num_cpus >= 2 else 0.5
-    # Beside a model on CPUs half of them decode: which stage is slower depends on the model, and threads share fairly.
-    default = max(1, int((num_cpus - READ_CPUS) / cpus)) if on_gpu else max(1, int(num_cpus) // 2)
-    low, high = parse_pool(config.decoders or "") or (default, default)
+def _decode_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Pool:
+    cpus = 1.0 if on_gpu and cluster.max_cpus >= 2 else 0.5
+
+    def default(num_cpus: float) -> int:
+        # Beside a model on CPUs half of them decode: which stage is slower depends on the model; threads share fairly.
+        return max(1, int((num_cpus - READ_CPUS) / cpus)) if on_gpu else max(1, int(num_cpus) // 2)
+
+    low, high = parse_pool(config.decoders or "") or (default(cluster.num_cpus), default(cluster.max_cpus))
     return Pool(min_size=low, max_size=high, num_cpus=cpus, calls_per_actor=2)
 
 
-def _check_fits(decode: Pool, predict: Pool, *, num_cpus: float, num_gpus: float) -> None:
+def _check_fits(decode: Pool, predict: Pool, cluster: Cluster) -> None:
     need_cpus = decode.min_size * decode.num_cpus + predict.min_size * predict.num_cpus + READ_CPUS
     need_gpus = predict.min_size * predict.num_gpus
-    if need_cpus <= num_cpus and need_gpus <= num_gpus:
+    if need_cpus <= cluster.max_cpus and need_gpus <= cluster.max_gpus:
         return
     raise UsageError(
-        f"the cluster has {num_cpus:g} CPUs and {num_gpus:g} GPUs; {decode.min_size} decoders and {predict.min_size} "
-        f"predictors need {need_cpus:g} CPUs and {need_gpus:g} GPUs, and would wait for ever. "
+        f"the cluster has {cluster.max_cpus:g} CPUs and {cluster.max_gpus:g} GPUs at most; {decode.min_size} decoders "
+        f"and {predict.min_size} predictors need {need_cpus:g} CPUs and {need_gpus:g} GPUs, and would wait for ever. "
         "Lower --decoders and --predictors (MIN:MAX lets a pool grow with the cluster), or take --device cpu"
     )
 
