@@ -110,9 +110,11 @@ def make_untrained_checkpoint(folder: Path) -> None:
     import json
 
     import torch
+    import transformers
     from transformers.models.videomae.configuration_videomae import VideoMAEConfig
     from transformers.models.videomae.modeling_videomae import VideoMAEForVideoClassification
 
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     config = VideoMAEConfig(
         image_size=64,
