@@ -60,7 +60,7 @@ class LabelSource:
     Default: UCF101's names, v_Label_gNN_cNN; other videos are groups of their own."""
     group_column: str | None = None
     """Column of the table that names the group."""
-    val_fraction: float = 0.1
+    validation_share: float = 0.1
     """Share of the training videos that is split off where no source has a validation part."""
     seed: int = 0
     """Decides which groups are split off."""
@@ -68,8 +68,8 @@ class LabelSource:
     def __post_init__(self) -> None:
         if not self.source:
             raise UsageError("--source: got none, at least one is needed")
-        if not 0 < self.val_fraction < 1:
-            raise UsageError(f"--val-fraction: got {self.val_fraction}, allowed is between 0 and 1")
+        if not 0 < self.validation_share < 1:
+            raise UsageError(f"--validation-share: got {self.validation_share}, allowed is between 0 and 1")
         if self.group_regex is not None and self.group_column is not None:
             raise UsageError("--group-regex and --group-column both name the group: give one of them")
 
@@ -103,6 +103,10 @@ class LabelledManifest:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
         return np.flatnonzero(pc.equal(self.table["split"], split).to_numpy(zero_copy_only=False))
+
+    def part(self, split: str) -> pa.Table:
+        """The rows of a split, in order."""
+        return self.table.take(pa.array(self.indices(split)))
 
     def count(self, split: str) -> int:
         """Rows of a split."""
@@ -209,7 +213,7 @@ def _check_known(rows: list[LabelledRow], labels: Sequence[str], *, whose: str) 
 def _split_off(rows: list[LabelledRow], source: LabelSource) -> list[LabelledRow]:
     training = [row for row in rows if row.split == "train"]
     groups = [row.group or row.uri for row in training]
-    chosen = choose_validation([row.label for row in training], groups, fraction=source.val_fraction, seed=source.seed)
+    chosen = choose_validation([row.label for row in training], groups, fraction=source.validation_share, seed=source.seed)
     return [row.with_split("val") if row.split == "train" and (row.group or row.uri) in chosen else row for row in rows]
 
 
