@@ -11,9 +11,9 @@ import random
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vidray.transforms import crop_offsets, resized_size
+from vidray.transforms import resized_size
 
-CropMode = Literal["centre", "random", "resized"]
+CropMode = Literal["random", "resized"]
 
 _MAX_TRIES = 10
 """Draws of a box that fits, as in torchvision's ``RandomResizedCrop``; then the largest box in the centre."""
@@ -24,8 +24,8 @@ class CropConfig:
     """How the crop of a training clip is drawn; one draw for all frames of the clip."""
 
     mode: CropMode
-    """``centre``: the picture's centre. ``random``: a square of the model's size anywhere, after the short side is
-    resized to a random length. ``resized``: a box of random area and aspect anywhere, resized to the model's size."""
+    """``random``: a square of the model's size anywhere, after the short side is resized to a random length.
+    ``resized``: a box of random area and aspect anywhere, resized to the model's size."""
     min_short_side: int
     """The short side is resized to a length from this one ..."""
     max_short_side: int
@@ -36,8 +36,8 @@ class CropConfig:
     """With ``resized``: greatest ratio of the box's width to its height; the least is its inverse."""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("centre", "random", "resized"):
-            raise ValueError(f"mode must be 'centre', 'random' or 'resized', got {self.mode!r}")
+        if self.mode not in ("random", "resized"):
+            raise ValueError(f"mode must be 'random' or 'resized', got {self.mode!r}")
         if not 1 <= self.min_short_side <= self.max_short_side:
             raise ValueError(f"short sides must be 1 <= min <= max, got {self.min_short_side}, {self.max_short_side}")
         if not 0 < self.min_area <= 1 or not 1 <= self.max_aspect < math.inf:
@@ -74,14 +74,11 @@ def draw_box(height: int, width: int, *, size: int, draw: ClipDraw) -> DrawnBox:
     """The part of a ``height`` × ``width`` picture that a clip for a ``size`` × ``size`` model shows.
 
     Raises:
-        ValueError: with ``centre`` or ``random``, the short side would be smaller than ``size``.
+        ValueError: with ``random``, the short side would be smaller than ``size``.
     """
     rng = random.Random(f"{draw.seed}/crop")
     short_side = rng.randint(draw.crop.min_short_side, draw.crop.max_short_side)
     picture = resized_size(height, width, short_side=short_side)
-    if draw.crop.mode == "centre":
-        top, left = crop_offsets(*picture, size=size, num_crops=1)[0]
-        return DrawnBox(picture=picture, top=top, left=left, height=size, width=size)
     if draw.crop.mode == "random" and short_side < size:
         raise ValueError(f"cannot cut a square of {size} out of a picture with a short side of {short_side}")
     box = (size, size) if draw.crop.mode == "random" else _draw_shape(*picture, draw.crop, rng)

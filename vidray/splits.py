@@ -7,6 +7,7 @@ for remembering the scene, so a *group* is never divided.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -50,7 +51,8 @@ def choose_validation(labels: Sequence[str], groups: Sequence[str], *, fraction:
     """The groups that validate: about ``fraction`` of every label's videos, at least one group of each label, and at
     least one left to train on.
 
-    Groups are taken in an order that only the seed and their names decide, each if that brings the counts of its labels
+    Groups are taken in an order that only the seed and their names decide (what all names start with, such as a bucket,
+    does not count), each if that brings the counts of its labels
     nearer to the wanted ones; a label that got none then gets its smallest group.
 
     Args:
@@ -64,8 +66,9 @@ def choose_validation(labels: Sequence[str], groups: Sequence[str], *, fraction:
     for label, group in zip(labels, groups, strict=True):
         members[group][label] += 1
     _check_divisible(members, labels)
+    prefix = os.path.commonprefix(list(members)).rpartition("/")[0]  # the same split wherever the videos lie
     choice = _Choice(members, {label: fraction * count for label, count in Counter(labels).items()})
-    for group in sorted(members, key=lambda name: _rank(seed, name)):
+    for group in sorted(members, key=lambda name: _rank(seed, name.removeprefix(prefix))):
         if choice.leaves_training(group) and choice.improves(group):
             choice.take(group)
     for label in sorted(set(labels)):
