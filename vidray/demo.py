@@ -105,6 +105,17 @@ def make_bucket(folder: Path, *, num_videos: int, seed: int = 0) -> None:
     (folder / "broken.mp4").write_bytes(motion_video("left", seed=seed)[:200])
 
 
+def make_labelled_bucket(folder: Path, *, num_videos: int, seed: int = 0) -> None:
+    """Write videos of all motions in turn, each into the folder of its label: ``<label>/<number>.mp4``.
+
+    Video i is made from ``seed + i``, here and in `make_bucket`: what must be unseen needs seeds beyond these.
+    """
+    for number in range(num_videos):
+        label = MOTIONS[number % len(MOTIONS)]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        (folder / label / f"{number:04d}.mp4").write_bytes(motion_video(label, seed=seed + number))
+
+
 def make_untrained_checkpoint(folder: Path) -> None:
     """A small VideoMAE with random weights, in the layout of published checkpoints."""
     import json

@@ -7,7 +7,6 @@ for remembering the scene, so a *group* is never divided.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -66,7 +65,7 @@ def choose_validation(labels: Sequence[str], groups: Sequence[str], *, fraction:
     for label, group in zip(labels, groups, strict=True):
         members[group][label] += 1
     _check_divisible(members, labels)
-    prefix = os.path.commonprefix(list(members)).rpartition("/")[0]  # the same split wherever the videos lie
+    prefix = _common_folder(members)  # the same split wherever the videos lie
     choice = _Choice(members, {label: fraction * count for label, count in Counter(labels).items()})
     for group in sorted(members, key=lambda name: _rank(seed, name.removeprefix(prefix))):
         if choice.leaves_training(group) and choice.improves(group):
@@ -125,6 +124,14 @@ def _check_divisible(members: dict[str, Counter[str]], labels: Iterable[str]) ->
         f"{len(alone)} labels have all their videos in one group: {named}. Training and validation need at least one "
         "group each; add videos, remove these labels, or give a source with a validation part"
     )
+
+
+def _common_folder(names: Iterable[str]) -> str:
+    """What all names start with, up to their last common slash."""
+    ordered = sorted(names)
+    first, last = ordered[0], ordered[-1]
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return first[:length].rpartition("/")[0]
 
 
 def _rank(seed: int, group: str) -> bytes:
