@@ -78,6 +78,7 @@ class MemoryClips:
         self._config, self._ranks, self._bad = config, ranks, set(bad)
         self.num_samples = num_videos
         self.verdicts: dict[int, str] = {}
+        self.messages: dict[int, str] = {}
         self.seen: list[tuple[int, int]] = []
 
     def batches(self, epoch: int, start_sample: int) -> Iterator[Batch]:

@@ -23,6 +23,8 @@ usage: vidray COMMAND [OPTIONS]
 commands:
   score     score every video of the sources: one row per video, resumable, only what is new
   preview   show the clips that training or validation would see, as a contact sheet or an animation
+  train     fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
+  evaluate  evaluate a checkpoint on labelled videos
   demo      make a small bucket of videos, score it, and query the result
 
 vidray COMMAND --help explains a command.
@@ -84,6 +86,32 @@ def preview(arguments: list[str]) -> int:
 
     print(run_preview(parse(PreviewConfig, arguments, prog="vidray preview")))
     return 0
+
+
+def train(arguments: list[str]) -> int:
+    """``vidray train``."""
+    from vidray.training.config import TrainConfig
+
+    config = parse(TrainConfig, arguments, prog="vidray train")
+    from vidray.training import job
+
+    job.train(config, say=_say)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """``vidray evaluate``."""
+    from vidray.training.config import EvaluateConfig
+
+    config = parse(EvaluateConfig, arguments, prog="vidray evaluate")
+    from vidray.training import job
+
+    job.evaluate(config, say=_say)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def demo(arguments: list[str]) -> int:

@@ -160,6 +160,8 @@ class TrainConfig:
     resized_crop: bool | None = None
     """Crop a random share of the frame (0.08 to 1). Default: guide no, videomae yes."""
 
+    video_root: str | None = None
+    """Folder of the videos that a Kinetics CSV or a UCF101 list speaks of. Default: the folder it lies in."""
     group_regex: str | None = None
     """What in a video's name tells its scene (the first group of the expression): a scene is never on both sides of
     the split. Default: UCF101's `_gNN_` where names have it, else every video is its own."""
@@ -238,9 +240,9 @@ class TrainConfig:
         decay = self.layer_decay
         _require(decay is None or 0 < decay <= 1, "--layer-decay", decay, "above 0, at most 1")
         _require((self.randaugment or 0) <= 10, "--randaugment", self.randaugment, "0 to 10")
-        name = self.restart_from
-        is_step = name is None or bool(re.fullmatch(r"step-\d{8,}", name))
-        _require(is_step, "--restart-from", name, "like step-00001200")
+        restart = self.restart_from
+        is_step = restart is None or bool(re.fullmatch(r"step-\d{8,}", restart))
+        _require(is_step, "--restart-from", restart, "like step-00001200")
 
     @property
     def hyper(self) -> Hyper:
@@ -287,9 +289,11 @@ class EvaluateConfig:
     """Labelled videos, as for train; repeat the flag for several."""
     model: str
     """A checkpoint folder (local, s3://, gs://, az://) or a Hugging Face Hub id."""
+    video_root: str | None = None
+    """Folder of the videos that a Kinetics CSV or a UCF101 list speaks of. Default: the folder it lies in."""
     output: str | None = None
     """A folder for metrics.json and report/. Default: the figures are only printed."""
-    split: Literal["validation", "train", "all"] = "all"
+    split: Literal["val", "train", "test", "all"] = "all"
     """Which part of the sources, where they have parts."""
     views: str | None = None
     """Views per video as CLIPSxCROPS. Default: what the checkpoint was validated with, else 5x1."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -62,8 +62,9 @@ class Clips(Protocol):
 
     num_samples: int
     verdicts: dict[int, str]
+    messages: dict[int, str]
 
-    def batches(self, epoch: int, start_sample: int) -> Iterator[Any]: ...
+    def batches(self, epoch: int, start_sample: int) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,12 +99,15 @@ class Progress:
     """Samples of this epoch that are done, over all ranks."""
     step: int = 0
     best_step: int | None = None
-    best_value: float | None = None
+    best_key: list[float] | None = None
+    """Larger is better: the chosen metric, then minus the NLL."""
     best_epoch: int | None = None
     num_without_gain: int = 0
     is_over: bool = False
     verdicts: dict[str, str] = field(default_factory=dict)
-    """Row of the manifest → status, of videos that turned out bad."""
+    """Row of the training table → status, of videos that turned out bad."""
+    messages: dict[str, str] = field(default_factory=dict)
+    """Row → why."""
 
 
 class Loop:
@@ -159,15 +163,18 @@ class Loop:
     def _train_epoch(self) -> None:
         self.task.model.train()
         self._clock.read()
-        batches = self.task.clips.batches(self.progress.epoch, self.progress.samples)
-        first = self.progress.samples // self._batch_size
-        for number in range(first, self._steps_per_epoch):
-            with self._clock.phase("data_wait"):
-                batch = next(batches)
-            self._step(batch)
-            self.progress.samples = min((number + 1) * self._batch_size, self.task.clips.num_samples)
-            if number + 1 < self._steps_per_epoch:  # the epoch's end saves and logs by itself
-                self._log_and_save()
+        progress, num_samples = self.progress, self.task.clips.num_samples
+        batches = self.task.clips.batches(progress.epoch, progress.samples)
+        try:
+            while progress.samples < num_samples:
+                with self._clock.phase("data_wait"):
+                    batch = next(batches)
+                self._step(batch)
+                progress.samples = min(progress.samples + self._batch_size, num_samples)
+                if progress.samples < num_samples:  # the epoch's end saves and logs by itself
+                    self._log_and_save()
+        finally:
+            batches.close()  # what is being decoded ahead is nobody's any more
 
     def _log_and_save(self) -> None:
         step = self.progress.step
@@ -206,12 +213,12 @@ class Loop:
 
     def _judge(self, figures: dict[str, Any]) -> None:
         progress, name = self.progress, self.config.best_metric
-        value = float(figures[name])
-        sign = -1 if name == "nll" else 1
-        if progress.best_value is not None and sign * value <= sign * progress.best_value:
+        # Of equal accuracies, as small validation parts give, the surer one is better.
+        key = (-figures["nll"] if name == "nll" else figures[name], -figures["nll"])
+        if progress.best_key is not None and key <= tuple(progress.best_key):
             progress.num_without_gain += 1
             return
-        progress.best_value, progress.best_step, progress.best_epoch = value, progress.step, progress.epoch
+        progress.best_key, progress.best_step, progress.best_epoch = list(key), progress.step, progress.epoch
         progress.num_without_gain = 0
         self._keeper.save_best(progress.step, self.published_tensors() if self.ranks.is_first else {})
 
@@ -321,14 +328,18 @@ class Loop:
 
     def _share_verdicts(self) -> None:
         """Everyone learns which videos are bad, so that whoever gets one next acts the same."""
-        for verdicts in self.ranks.gather(dict(self.task.clips.verdicts)):
-            self.progress.verdicts |= {str(row): status for row, status in verdicts.items()}
+        self._gather_verdicts()
         self.task.clips.verdicts.update({int(row): status for row, status in self.progress.verdicts.items()})
+
+    def _gather_verdicts(self) -> None:
+        clips = self.task.clips
+        for verdicts, messages in self.ranks.gather((dict(clips.verdicts), dict(clips.messages))):
+            self.progress.verdicts |= {str(row): status for row, status in verdicts.items()}
+            self.progress.messages |= {str(row): message for row, message in messages.items()}
 
     def _save(self) -> None:
         # Within an epoch verdicts are only written down: videos come once in it, and prefetching has run ahead.
-        for verdicts in self.ranks.gather(dict(self.task.clips.verdicts)):
-            self.progress.verdicts |= {str(row): status for row, status in verdicts.items()}
+        self._gather_verdicts()
         if self.ranks.is_first:
             self._keeper.save(self._state())
 
