@@ -34,7 +34,13 @@ vidray COMMAND --help explains a command.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 good, 1 failed, 2 usage, 3 too many failures, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"score": score, "preview": preview, "demo": demo}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "score": score,
+        "train": train,
+        "evaluate": evaluate,
+        "preview": preview,
+        "demo": demo,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if arguments else 2

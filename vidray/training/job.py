@@ -38,7 +38,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[st
     else:
         from vidray.training.trainer import train_on_ray
 
-        train_on_ray(config)
+        train_on_ray(config, say=say)
     return _published(store)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def draw_confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], path: Path) -> None:
@@ -59,7 +60,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], labels: Sequence[str], path:
         for (row, column), count in np.ndenumerate(matrix):
             if count:
                 axes.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=8)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def worst_mistakes(verdicts: Verdicts, judge: Judge) -> list[tuple[int, str, float]]:
@@ -87,7 +88,7 @@ def draw_mistakes(mistakes: Sequence[tuple[int, str, float]], judge: Judge, path
             )
             axes.axis("off")
             axes.imshow(_strip(values, judge, sandbox))
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _strip(values: dict[str, Any], judge: Judge, sandbox: Sandbox) -> np.ndarray:
@@ -99,6 +100,13 @@ def _strip(values: dict[str, Any], judge: Judge, sandbox: Sandbox) -> np.ndarray
     clip = views_VTHWC[len(views_VTHWC) // 2]
     chosen = clip[np.linspace(0, len(clip) - 1, min(NUM_FRAMES, len(clip))).round().astype(int)]
     return np.concatenate(list(chosen), axis=1)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Labels may have letters that the font lacks: boxes are drawn for them, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(path)
 
 
 def _figure(rows: int, columns: int, *, size: tuple[float, float]) -> Any:

@@ -12,8 +12,9 @@ import functools
 import logging
 import os
 import tempfile
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from vidray.errors import RunError, TooManyFailuresError, UsageError
 from vidray.training.config import TrainConfig
@@ -30,10 +32,10 @@ from vidray.training.ray_pool import RayPool
 from vidray.training.worker import Surroundings, choose_device, work
 
 _CPUS_PER_WORKER_ON_GPU = 1.0
-_KNOWN = {kind.__name__: kind for kind in (UsageError, TooManyFailuresError, RunError)}
+_TELL_SECONDS = 0.5
 
 
-def train_on_ray(config: TrainConfig) -> None:
+def train_on_ray(config: TrainConfig, *, say: Callable[[str], None] = print) -> None:
     """Train on ``config.workers`` Ray workers until the output is finished.
 
     Raises:
@@ -42,7 +44,55 @@ def train_on_ray(config: TrainConfig) -> None:
     """
     with _connected(config.ray_address):
         on_gpu, layout = plan_layout(config, ray.cluster_resources())
-        _fit(config, on_gpu=on_gpu, layout=layout)
+        desk = ray.remote(Desk).options(num_cpus=0).remote()
+        with _told(desk, say):
+            _fit(config, on_gpu=on_gpu, layout=layout, desk=desk)
+
+
+class Desk:
+    """An actor where workers leave what the driver should say, and why all further attempts are in vain."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._error: Exception | None = None
+
+    def put(self, text: str) -> None:
+        """Leave a line."""
+        self._texts.append(text)
+
+    def take(self) -> list[str]:
+        """The lines since the last time."""
+        texts, self._texts = self._texts, []
+        return texts
+
+    def give_up(self, error: Exception) -> None:
+        """Leave an error that another attempt would meet again. The first one counts."""
+        self._error = self._error or error
+
+    def error(self) -> Exception | None:
+        """The error that was left."""
+        return self._error
+
+
+@contextlib.contextmanager
+def _told(desk: Any, say: Callable[[str], None]) -> Iterator[None]:
+    """Pass the workers' lines on while they train. Ray's own way to show prints doubles and decorates them."""
+    over = threading.Event()
+
+    def pass_on() -> None:
+        while not over.wait(_TELL_SECONDS):
+            for text in ray.get(desk.take.remote()):
+                say(text)
+
+    thread = threading.Thread(target=pass_on, name="vidray-tell", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for text in ray.get(desk.take.remote()):
+            say(text)
 
 
 def plan_layout(config: TrainConfig, resources: dict[str, float]) -> tuple[bool, DecodeCpus]:
@@ -70,13 +120,13 @@ def cpus_per_worker(config: TrainConfig, num_cpus: float, *, on_gpu: bool) -> fl
     return float(int(share)) if share >= 1 else round(share, 3)
 
 
-def _fit(config: TrainConfig, *, on_gpu: bool, layout: DecodeCpus) -> None:
+def _fit(config: TrainConfig, *, on_gpu: bool, layout: DecodeCpus, desk: Any) -> None:
     num_cpus = ray.cluster_resources().get("CPU", 0.0)
     cpus = cpus_per_worker(config, num_cpus, on_gpu=on_gpu)
     threads = config.threads or max(1, int(num_cpus // config.workers))
     with tempfile.TemporaryDirectory(prefix="vidray-ray-train-") as storage:
         trainer = TorchTrainer(
-            functools.partial(_train_loop, config=config, layout=layout, threads=threads),
+            functools.partial(_train_loop, config=config, layout=layout, threads=threads, desk=desk),
             train_loop_config={},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
@@ -90,14 +140,33 @@ def _fit(config: TrainConfig, *, on_gpu: bool, layout: DecodeCpus) -> None:
                 failure_config=FailureConfig(max_failures=config.max_restarts),
             ),
         )
+        failure: Exception | None = None
         try:
             trainer.fit()
-        except Exception as error:
-            raise _explain(error) from error
+        except TrainingFailedError as error:
+            failure = error
+    if (known := ray.get(desk.error.remote())) is not None:
+        raise known
+    if failure is not None:
+        raise _explain(failure) from failure
 
 
-def _train_loop(_: dict[str, Any], *, config: TrainConfig, layout: DecodeCpus, threads: int) -> None:
-    """One worker, on its machine. An error that a retry cannot mend is passed on as data, not raised."""
+def _train_loop(_: dict[str, Any], *, config: TrainConfig, layout: DecodeCpus, threads: int, desk: Any) -> None:
+    """One worker, on its machine.
+
+    An error that another attempt would meet again is left at the desk and raised, so that Ray ends the other workers,
+    who may wait for this one; the next attempt finds it there and does nothing.
+    """
+    if ray.get(desk.error.remote()) is not None:
+        return
+    try:
+        _train(config, layout, threads, desk)
+    except (UsageError, TooManyFailuresError, RunError) as error:
+        ray.get(desk.give_up.remote(error))
+        raise
+
+
+def _train(config: TrainConfig, layout: DecodeCpus, threads: int, desk: Any) -> None:
     torch.set_num_threads(threads)
     context = ray.train.get_context()
     device = choose_device(config) if ray.train.torch.get_device().type == "cuda" else torch.device("cpu")
@@ -106,7 +175,7 @@ def _train_loop(_: dict[str, Any], *, config: TrainConfig, layout: DecodeCpus, t
         make_pool=functools.partial(RayPool, num_parallel=layout.num_parallel, cpus_per_task=layout.cpus_per_task),
         notice=lambda: ray.train.get_preemption_info() is not None,
         after_epoch=lambda figures: ray.train.report(figures),
-        say=functools.partial(print, flush=True),
+        say=lambda text: desk.put.remote(text),
     )
     work(config, around)
 
@@ -120,7 +189,7 @@ def _connected(address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     more: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, **more)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **more)
     except ConnectionError as error:
         raise UsageError(f"--ray-address {address}: no Ray cluster answers there ({error})") from error
     try:
@@ -129,13 +198,8 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _explain(error: BaseException) -> Exception:
-    """What a failure inside Ray means for the user: our own error if it was one, else the last line."""
-    text = str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for line in reversed(lines):
-        name, _, message = line.rpartition("vidray.errors.")[2].partition(": ")
-        if name in _KNOWN:
-            return _KNOWN[name](message)
+def _explain(error: BaseException) -> RunError:
+    """What a failure inside Ray means for the user: its last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
-    return RunError(f"{last} (the workers failed too often; Ray's logs in /tmp/ray tell more)")
+    return RunError(f"the workers failed too often, at last with: {last} (Ray's logs in /tmp/ray tell more)")
