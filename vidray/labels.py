@@ -182,7 +182,7 @@ def _without_doubles(rows: list[LabelledRow]) -> list[LabelledRow]:
         if kept and kept[-1].key == row.key:
             first = kept[-1]
             if (first.label, first.split) != (row.label, row.split):
-                both = f"{first.label!r} in {first.split or 'no part'} and {row.label!r} in {row.split or 'no part'}"
+                both = " and as ".join(f"{r.label!r}{f' in {r.split}' if r.split else ''}" for r in (first, row))
                 raise UsageError(f"{row.uri} is listed twice, as {both}")
         else:
             kept.append(row)

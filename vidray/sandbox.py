@@ -83,6 +83,8 @@ class Sandbox:
     ) -> None:
         if recycle_after < 1:
             raise ValueError(f"recycle_after must be at least 1, got {recycle_after}")
+        if crop is not None and view.num_views != 1:
+            raise ValueError(f"a training clip is one view, got num_clips={view.num_clips}, num_crops={view.num_crops}")
         self._view = view
         self._limits = limits
         self._recycle_after = recycle_after

@@ -97,11 +97,11 @@ def check_decode_cpus(
     needed = num_workers * _LEAST_CPUS * (decoders or 1)
     if spare < needed:
         most = int(num_cpus // (cpus_per_worker + _LEAST_CPUS))
-        hint = f"take --workers {most} or fewer, or" if most else ""
+        hint = f"--workers {most} or fewer, or " if most else ""
         raise UsageError(
             f"the cluster has {num_cpus:g} CPUs, and {num_workers} training workers take {cpus_per_worker:g} of them "
             f"each: {max(spare, 0):g} are left for decoding, at least {needed:g} are needed; training would wait for "
-            f"ever. Use {hint} nodes with more CPUs (nodes without a GPU will do)"
+            f"ever. Use {hint}nodes with more CPUs (nodes without a GPU will do)"
         )
     share = spare / num_workers
     if decoders is None:
