@@ -213,7 +213,9 @@ def _check_known(rows: list[LabelledRow], labels: Sequence[str], *, whose: str) 
 def _split_off(rows: list[LabelledRow], source: LabelSource) -> list[LabelledRow]:
     training = [row for row in rows if row.split == "train"]
     groups = [row.group or row.uri for row in training]
-    chosen = choose_validation([row.label for row in training], groups, fraction=source.validation_share, seed=source.seed)
+    chosen = choose_validation(
+        [row.label for row in training], groups, fraction=source.validation_share, seed=source.seed
+    )
     return [row.with_split("val") if row.split == "train" and (row.group or row.uri) in chosen else row for row in rows]
 
 
