@@ -22,6 +22,9 @@ usage: vidray COMMAND [OPTIONS]
 
 commands:
   score     score every video of the sources: one row per video, resumable, only what is new
+  preview   show the clips that training or validation would see, as a contact sheet or an animation
+  train     fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
+  evaluate  evaluate a checkpoint on labelled videos
   demo      make a small bucket of videos, score it, and query the result
 
 vidray COMMAND --help explains a command.
@@ -31,7 +34,13 @@ vidray COMMAND --help explains a command.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 good, 1 failed, 2 usage, 3 too many failures, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"score": score, "demo": demo}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "score": score,
+        "train": train,
+        "evaluate": evaluate,
+        "preview": preview,
+        "demo": demo,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if arguments else 2
@@ -75,6 +84,40 @@ def score(arguments: list[str]) -> int:
     else:
         job.run()
     return 0
+
+
+def preview(arguments: list[str]) -> int:
+    """``vidray preview``."""
+    from vidray.preview import PreviewConfig, run_preview
+
+    print(run_preview(parse(PreviewConfig, arguments, prog="vidray preview")))
+    return 0
+
+
+def train(arguments: list[str]) -> int:
+    """``vidray train``."""
+    from vidray.training.config import TrainConfig
+
+    config = parse(TrainConfig, arguments, prog="vidray train")
+    from vidray.training import job
+
+    job.train(config, say=_say)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """``vidray evaluate``."""
+    from vidray.training.config import EvaluateConfig
+
+    config = parse(EvaluateConfig, arguments, prog="vidray evaluate")
+    from vidray.training import job
+
+    job.evaluate(config, say=_say)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def demo(arguments: list[str]) -> int:
