@@ -16,7 +16,7 @@ from vidray import __version__
 from vidray.config import ScoreConfig, config_file_arguments
 from vidray.errors import RunError, TooManyFailuresError, UsageError
 
-_USAGE = f"""vidray {__version__}: score buckets of videos with a model, into Parquet that anyone can query
+_USAGE = f"""vidray {__version__}: fine-tune video classifiers, and score buckets of videos into Parquet
 
 usage: vidray COMMAND [OPTIONS]
 
@@ -25,7 +25,7 @@ commands:
   preview   show the clips that training or validation would see, as a contact sheet or an animation
   train     fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
   evaluate  evaluate a checkpoint on labelled videos
-  demo      make a small bucket of videos, score it, and query the result
+  demo      make videos, train a small model on them, score others, and query the result
 
 vidray COMMAND --help explains a command.
 """
