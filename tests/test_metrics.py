@@ -44,7 +44,9 @@ def test_of_equal_scores_the_earlier_class_is_better():
     assert top_k_accuracy(equal, np.array([0, 1]), k=2) == 1.0
 
 
-@pytest.mark.parametrize(("confidence", "num_right", "error"), [(0.9, 9, 0.0), (0.9, 5, 0.4), (0.6, 10, 0.4), (1.0, 10, 0)])
+@pytest.mark.parametrize(
+    ("confidence", "num_right", "error"), [(0.9, 9, 0.0), (0.9, 5, 0.4), (0.6, 10, 0.4), (1.0, 10, 0)]
+)
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy(confidence, num_right, error):
     scores = np.tile([confidence, 1 - confidence], (10, 1))
     labels = np.array([0] * num_right + [1] * (10 - num_right))

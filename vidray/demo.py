@@ -6,7 +6,6 @@ The videos show coloured shapes that move. The motion is the class, so that no s
 from __future__ import annotations
 
 import io
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +15,16 @@ from typing import Any
 import av
 import numpy as np
 
-MOTIONS = ("left", "right", "up", "down", "clockwise", "counterclockwise")
-"""The classes, sorted by nothing in particular; every class shows the same shapes, colours and places."""
+_DIRECTIONS = {
+    "left": (-1, 0, 0),
+    "right": (1, 0, 0),
+    "up": (0, -1, 0),
+    "down": (0, 1, 0),
+    "growing": (0, 0, 1),
+    "shrinking": (0, 0, -1),
+}
+MOTIONS = tuple(_DIRECTIONS)
+"""The classes. All show the same shapes, colours, places and sizes."""
 
 _SIZE = 96
 _FPS = 15
@@ -35,7 +42,7 @@ class DemoConfig:
     """Labelled videos to train on."""
     num_videos: int = 120
     """Videos to score."""
-    epochs: int = 12
+    epochs: int = 18
     """Passes over the labelled videos."""
     workers: int = 2
     """Training processes."""
@@ -71,25 +78,25 @@ def motion_video(label: str, *, seed: int, num_frames: int = 24) -> bytes:
     return _encode(list(frames))
 
 
-def _path(label: str, rng: np.random.Generator) -> Callable[[float], tuple[float, float]]:
-    """Where the shape is at each moment from 0 to 1, as (x, y) from 0 to 1; y points down."""
-    phase, turns, radius = rng.uniform(), rng.uniform(0.6, 1.2), rng.uniform(0.2, 0.35)
-    if label in ("clockwise", "counterclockwise"):
-        sign = 1 if label == "clockwise" else -1
+_Pose = tuple[float, float, float]
+"""(x, y, size): the shape's centre, from 0 to 1 with y pointing down, and its size as a factor."""
 
-        def circle(t: float) -> tuple[float, float]:
-            angle = 2 * math.pi * (phase + sign * turns * t)
-            return 0.5 + radius * math.cos(angle), 0.5 + radius * math.sin(angle)
 
-        return circle
-    dx, dy = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[label]
-    x, y = rng.uniform(size=2)
+def _path(label: str, rng: np.random.Generator) -> Callable[[float], _Pose]:
+    """The shape's pose at each moment from 0 to 1.
 
-    def line(t: float) -> tuple[float, float]:
-        # Leaving on one side it comes back on the other, so that every place is as likely in every class.
-        return (x + dx * turns * t) % 1.0, (y + dy * turns * t) % 1.0
+    What changes comes back on the other side, so that every place and size is as likely in every class, and one frame
+    tells nothing.
+    """
+    x, y, phase = rng.uniform(size=3)
+    # Slow enough that a shape moves by a part of itself from one sampled frame to the next.
+    turns = rng.uniform(0.25, 0.5)
+    dx, dy, growth = _DIRECTIONS[label]
 
-    return line
+    def pose(t: float) -> _Pose:
+        return (x + dx * turns * t) % 1.0, (y + dy * turns * t) % 1.0, 0.5 + (phase + growth * turns * t) % 1.0
+
+    return pose
 
 
 def _look(rng: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray]:
@@ -99,13 +106,14 @@ def _look(rng: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray]:
     return shape, colour, ground
 
 
-def _draw(place: tuple[float, float], shape: str, colour: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the shape at ``place``, wrapped around the edges."""
+def _draw(pose: _Pose, shape: str, colour: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the shape in its pose, wrapped around the edges."""
+    x, y, size = pose
     axis = (np.arange(_SIZE) + 0.5) / _SIZE
-    dx = (axis[None, :] - place[0] + 0.5) % 1.0 - 0.5
-    dy = (axis[:, None] - place[1] + 0.5) % 1.0 - 0.5
+    dx = (axis[None, :] - x + 0.5) % 1.0 - 0.5
+    dy = (axis[:, None] - y + 0.5) % 1.0 - 0.5
     distance = np.maximum(abs(dx), abs(dy)) if shape == "square" else np.hypot(dx, dy)
-    inside = (distance < 0.13) & ((distance > 0.06) | (shape != "ring"))
+    inside = (distance < 0.15 * size) & ((distance > 0.07 * size) | (shape != "ring"))
     return np.where(inside[..., None], colour, ground).astype(np.uint8)
 
 
@@ -155,7 +163,7 @@ def make_untrained_checkpoint(folder: Path) -> None:
     torch.manual_seed(0)
     config = VideoMAEConfig(
         image_size=64,
-        patch_size=8,
+        patch_size=16,
         num_frames=8,
         hidden_size=128,
         num_hidden_layers=4,
@@ -184,7 +192,7 @@ FROM '{output}/predictions/*/*.parquet' WHERE status = 'ok'"""
 
 
 def run_demo(config: DemoConfig) -> int:
-    """Make videos, train on them, score others, query the scores. Returns the exit code: 1 if the model learnt nothing."""
+    """Make videos, train on them, score others, query the scores. Returns the exit code: 1 if nothing was learnt."""
     folder = Path(config.folder)
     steps = (_make_videos, _train, _score)
     started = time.perf_counter()
@@ -214,7 +222,11 @@ def _train(config: DemoConfig, folder: Path, number: str) -> None:
     from vidray.training.config import TrainConfig
 
     flags = _TRAINING | {"epochs": config.epochs, "workers": config.workers}
-    places = {"source": str(folder / "train"), "model": str(folder / "untrained"), "output": str(folder / "model")}
+    places: dict[str, Any] = {
+        "source": str(folder / "train"),
+        "model": str(folder / "untrained"),
+        "output": str(folder / "model"),
+    }
     _say(number, _command("train", places | flags))
     job.train(
         TrainConfig(**flags, **places | {"source": (places["source"],)}), say=lambda text: print(text, flush=True)
@@ -225,7 +237,11 @@ def _score(_: DemoConfig, folder: Path, number: str) -> None:
     from vidray.config import ScoreConfig
     from vidray.scoring.job import ScoreJob
 
-    places = {"source": str(folder / "videos"), "model": str(folder / "model"), "output": str(folder / "scores")}
+    places: dict[str, Any] = {
+        "source": str(folder / "videos"),
+        "model": str(folder / "model"),
+        "output": str(folder / "scores"),
+    }
     _say(number, _command("score", places))
     ScoreJob(ScoreConfig(**places | {"source": (places["source"],)})).run()
 
@@ -236,8 +252,9 @@ def _query(folder: Path, number: str) -> tuple[int, int]:
 
     query = _QUERY.format(output=folder / "scores")
     _say(number, f"{query}\n\n{duckdb.sql(query)}")
-    (counts,) = duckdb.sql(_RIGHT.format(output=folder / "scores")).fetchall()
-    return counts
+    with duckdb.connect() as db:
+        counts = db.execute(_RIGHT.format(output=folder / "scores")).fetchall()
+    return counts[0]
 
 
 def _command(name: str, flags: dict[str, object]) -> str:

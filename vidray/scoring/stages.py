@@ -85,6 +85,7 @@ class DecodeStage:
     def __init__(
         self, *, view: ViewConfig, limits: Limits, fetch_threads: int = 8, child_module: str = "vidray.sandbox_child"
     ) -> None:
+        self._view = view
         self._limits = limits
         self._window = fetch_threads
         self._fetchers = ThreadPoolExecutor(fetch_threads, thread_name_prefix="vidray-fetch")
@@ -98,10 +99,13 @@ class DecodeStage:
         """Plan rows → DECODED_SCHEMA, in the same order. Never raises for a video."""
         refs = [_ref(values) for values in block.select(["uri", "path", "size_bytes", "etag"]).to_pylist()]
         fetched = self._fetch_ahead(refs)
+        # One allocation for all, of which the column is made without copying.
+        room = np.empty((block.num_rows, *self._view.views_shape), np.uint8)
         with self._decoding:
-            rows = [self._decode(data, seconds) for data, seconds in fetched]
+            rows = [self._decode(data, seconds, out) for (data, seconds), out in zip(fetched, room, strict=True)]
         plan_columns = [block[name] for name in (ROW, "uri", "etag", "attempts")]
         columns = dict(zip((ROW, "uri", "etag", "attempts"), plan_columns, strict=True))
+        columns["views"] = _views_column(room, [row["status"] == Status.OK.value for row in rows])
         columns |= {name: _column(rows, name) for name in DECODED_SCHEMA.names if name not in columns}
         return pa.table({name: columns[name] for name in DECODED_SCHEMA.names}, schema=DECODED_SCHEMA)
 
@@ -129,16 +133,16 @@ class DecodeStage:
             result = error
         return result, time.perf_counter() - started
 
-    def _decode(self, data: bytes | VideoError, fetch_seconds: float) -> dict[str, Any]:
+    def _decode(self, data: bytes | VideoError, fetch_seconds: float, out: np.ndarray) -> dict[str, Any]:
         row: dict[str, Any] = {"fetch_seconds": fetch_seconds, "decoder": self._name}
         if isinstance(data, VideoError):
             return row | _failure(data)
         row["size_bytes"] = len(data)
         try:
-            views, info = self._sandbox.decode(data)
+            _, info = self._sandbox.decode(data, out=out)
         except VideoError as error:
             return row | _failure(error)
-        return row | _info(info) | {"status": Status.OK.value, "views": views.reshape(-1).data}
+        return row | _info(info) | {"status": Status.OK.value}
 
 
 def _ref(values: dict[str, Any]) -> VideoRef:
@@ -155,6 +159,15 @@ def _info(info: VideoInfo) -> dict[str, Any]:
 
 def _column(rows: list[dict[str, Any]], name: str) -> pa.Array:
     return pa.array([row.get(name) for row in rows], DECODED_SCHEMA.field(name).type)
+
+
+def _views_column(room: np.ndarray, is_ok: list[bool]) -> pa.LargeBinaryArray:
+    """One value per video over the memory of ``room`` (N, V, T, H, W, C); null where decoding failed."""
+    room[np.invert(is_ok)] = 0  # nothing of an earlier use of this memory leaves the process
+    offsets = np.arange(len(room) + 1, dtype=np.int64) * (room.nbytes // max(1, len(room)))
+    valid = np.packbits(np.array(is_ok, dtype=bool), bitorder="little")
+    buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(room.reshape(-1))]
+    return pa.Array.from_buffers(pa.large_binary(), len(room), buffers)
 
 
 class PredictStage:
