@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForVideoClassification
 
-from vidray.models.movinet import VARIANTS, MoViNetConfig, MoViNetForVideoClassification, StreamState
+from vidray.models.movinet.configuration import MoViNetConfig
+from vidray.models.movinet.modeling import MoViNetForVideoClassification
+from vidray.models.movinet.state import StreamState
+from vidray.models.movinet.variants import VARIANTS
 from vidray.models.movinet.layers import Skip, position_encoding, same_padding
 from vidray.models.movinet.variants import LayerSpec, parse_blocks
 

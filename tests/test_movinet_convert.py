@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vidray.errors import UsageError
-from vidray.models.movinet import MoViNetConfig, MoViNetForVideoClassification
+from vidray.models.movinet.configuration import MoViNetConfig
+from vidray.models.movinet.modeling import MoViNetForVideoClassification
 from vidray.models.movinet.convert import convert_movinet
 from vidray.models.movinet.names import from_community, from_tensorflow
 from vidray.models.movinet.tf_checkpoint import TensorFlowCheckpoint

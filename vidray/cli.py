@@ -22,6 +22,8 @@ usage: vidray COMMAND [OPTIONS]
 
 commands:
   score     score every video of the sources: one row per video, resumable, only what is new
+  convert   make a checkpoint from published weights of MoViNet or PyTorchVideo
+  models    list the models: parameters, input, published accuracy, where their weights are
   demo      make a small bucket of videos, score it, and query the result
 
 vidray COMMAND --help explains a command.
@@ -31,7 +33,12 @@ vidray COMMAND --help explains a command.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 good, 1 failed, 2 usage, 3 too many failures, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], int]] = {"score": score, "demo": demo}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "score": score,
+        "convert": convert,
+        "models": models,
+        "demo": demo,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if arguments else 2
@@ -84,7 +91,27 @@ def demo(arguments: list[str]) -> int:
     return run_demo(parse(DemoConfig, arguments, prog="vidray demo"))
 
 
-def parse(config_class: type, arguments: list[str], *, prog: str) -> Any:
+def convert(arguments: list[str]) -> int:
+    """``vidray convert``."""
+    from vidray.convert import Conversion
+    from vidray.convert import convert as run_conversion
+
+    conversion = parse(Conversion, arguments, prog="vidray convert")
+    meta = run_conversion(conversion)
+    print(f"{conversion.output}: {meta.family}, {len(meta.labels)} labels, fingerprint {meta.fingerprint[:12]}…")
+    return 0
+
+
+def models(arguments: list[str]) -> int:
+    """``vidray models``."""
+    from vidray.models.catalogue import CATALOGUE, ModelsConfig, format_table
+
+    config = parse(ModelsConfig, arguments, prog="vidray models")
+    print(format_table([entry for entry in CATALOGUE if config.family in (None, entry.family)]))
+    return 0
+
+
+def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
     """A typed config from flags and, with ``--config FILE``, from a YAML file. Flags win over the file.
 
     Raises UsageError for a file that cannot be read; exits with 2 for flags that are not known.

@@ -26,7 +26,7 @@ def load_weights(
         UsageError: tensors are missing, left over or of another shape.
     """
     model_class, config_class = family.load_classes()
-    with _quiet():
+    with quiet():
         model, report = model_class.from_pretrained(
             folder,
             config=config_class.from_dict(config),
@@ -62,7 +62,7 @@ def _shorten(keys: Any) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Transformers' progress bar and table of keys: what is wrong is in the error."""
     from transformers.utils import logging
 

@@ -36,7 +36,8 @@ def pick_processor(files: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None
 def read_view(processor: Mapping[str, Any], *, config: Mapping[str, Any], family: Family) -> ViewConfig:
     """The view config that a processor JSON and a config.json describe.
 
-    Stride 4 and 5 clips × 1 crop, since neither file says how clips are spread over a video.
+    Neither file says how clips are spread over a video: that is what is usual for the family, mostly 5 clips × 1 crop
+    at stride 4.
 
     Raises:
         UsageError: a value is of no use, or contradicts what the model can take.
@@ -48,29 +49,62 @@ def read_view(processor: Mapping[str, Any], *, config: Mapping[str, Any], family
         num_frames=model_num_frames(config, family),
         size=size,
         short_side=None if short_side == size else short_side,
+        stride=_stride(config, family),
+        span=family.span,
+        num_clips=family.num_clips,
         mean=mean,
         std=std,
     )
 
 
+def processor_json(view: ViewConfig) -> dict[str, Any]:
+    """The content of a ``video_preprocessor_config.json`` that says the same as ``view``, for a class of Transformers
+    that does what the file says and nothing else."""
+    return {
+        "video_processor_type": "VideoMAEVideoProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": view.short_side or view.size},
+        "default_to_square": False,
+        "resample": 2,
+        "do_center_crop": True,
+        "crop_size": {"height": view.size, "width": view.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(view.mean),
+        "image_std": list(view.std),
+    }
+
+
 def model_num_frames(config: Mapping[str, Any], family: Family) -> int:
     """Frames per clip that the model was built for."""
-    value = config.get(family.num_frames_key, family.default_num_frames)
+    return _positive(config.get(family.num_frames_key, family.default_num_frames), family.num_frames_key)
+
+
+def _stride(config: Mapping[str, Any], family: Family) -> int:
+    """Frames between two sampled ones."""
+    return 4 if family.stride_key is None else _positive(config.get(family.stride_key, 4), family.stride_key)
+
+
+def _positive(value: object, key: str) -> int:
     if not isinstance(value, int) or value < 1:
-        raise UsageError(f"config.json: {family.num_frames_key} must be a positive integer, got {value!r}")
+        raise UsageError(f"config.json: {key} must be a positive integer, got {value!r}")
     return value
 
 
 def check_view(view: ViewConfig, *, config: Mapping[str, Any], family: Family) -> None:
     """Raise UsageError if the model cannot take views of this shape."""
-    if not family.fixed_input:
+    got, own = (view.num_frames, view.size), (model_num_frames(config, family), _model_size(config, family))
+    fits = {"exact": got == own, "at_least": got[0] >= own[0] and got[1] >= own[1], "any": True}[family.input_rule]
+    if fits and got[0] % family.num_frames_multiple == 0:
         return
-    got, allowed = (view.num_frames, view.size), (model_num_frames(config, family), _model_size(config, family))
-    if got != allowed:
-        raise UsageError(
-            f"{family.model_type} takes only the frames and size it was built for, {allowed[0]} frames of "
-            f"{allowed[1]} pixels; the views have {got[0]} frames of {got[1]} pixels"
-        )
+    takes = {"exact": "only the frames and size it was built for, ", "at_least": "at least ", "any": ""}
+    multiple = f", a multiple of {family.num_frames_multiple}," if family.num_frames_multiple > 1 else ""
+    raise UsageError(
+        f"{config.get('variant', family.model_type)} takes {takes[family.input_rule]}{own[0]} frames{multiple} of "
+        f"{own[1]} pixels; the views have {got[0]} frames of {got[1]} pixels"
+    )
 
 
 def _model_size(config: Mapping[str, Any], family: Family) -> int:
@@ -89,7 +123,7 @@ def _geometry(processor: Mapping[str, Any], model_size: int, family: Family) -> 
     short_side = _square(resized, "processor: size")
     crops = processor.get("do_center_crop") is not False and processor.get("crop_size") is not None
     size = _square(processor["crop_size"], "processor: crop_size") if crops else short_side
-    if family.fixed_input and size != model_size:
+    if family.input_rule == "exact" and size != model_size:
         raise UsageError(
             f"the processor JSON makes frames of {size} pixels, but config.json says {family.size_key} {model_size} "
             f"and {family.model_type} takes no other; correct the one that is wrong"
