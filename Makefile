@@ -8,6 +8,7 @@ demo: $(VENV)/installed
 	$(BIN)/vidray demo
 
 test: $(VENV)/installed lint
+	-sh scripts/azurite.sh install # tests of Azure skip without
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed

@@ -22,7 +22,7 @@ import numpy as np
 
 from vidray import sandbox_child, sandbox_wire
 from vidray.errors import VideoError
-from vidray.types import Limits, Status, VideoInfo, ViewConfig
+from vidray.types import Status, VideoInfo, ViewConfig
 
 _MARKER = b"\nvidray-poison:"
 _MAX_MARKER_BYTES = 256
@@ -41,7 +41,7 @@ def main(*, control_fd: int, input_fd: int, output_fd: int) -> None:
 
     num_requests = 0
 
-    def decode(data: bytes, *, view: ViewConfig, limits: Limits, out: np.ndarray) -> tuple[np.ndarray, VideoInfo]:
+    def decode(data: bytes, *, view: ViewConfig, **how: object) -> tuple[np.ndarray, VideoInfo]:
         nonlocal num_requests
         num_requests += 1
         _, marker, poison = data[-_MAX_MARKER_BYTES:].rpartition(_MARKER)
@@ -51,7 +51,7 @@ def main(*, control_fd: int, input_fd: int, output_fd: int) -> None:
                 _send(control_fd, LIES[fault](view, num_requests))
                 time.sleep(3600)
             FAULTS[fault](argument or str(output_fd))
-        return decode_views(data, view=view, limits=limits, out=out)
+        return decode_views(data, view=view, **how)  # type: ignore[arg-type]
 
     sandbox_child.main(control_fd=control_fd, input_fd=input_fd, output_fd=output_fd, decode=decode)
 

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForVideoClassification
 
 from vidray.models.movinet.configuration import MoViNetConfig
+from vidray.models.movinet.layers import Skip, position_encoding, same_padding
 from vidray.models.movinet.modeling import MoViNetForVideoClassification
 from vidray.models.movinet.state import StreamState
-from vidray.models.movinet.variants import VARIANTS
-from vidray.models.movinet.layers import Skip, position_encoding, same_padding
-from vidray.models.movinet.variants import LayerSpec, parse_blocks
+from vidray.models.movinet.variants import VARIANTS, LayerSpec, parse_blocks
 
 TINY_BLOCKS = "8:24d 16b|16:32c 40c|24:48b 40d"
 """Every way around a layer, kernels of 1, 3 and 5 frames, and odd sizes on the way down."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vidray.errors import UsageError
 from vidray.models.movinet.configuration import MoViNetConfig
-from vidray.models.movinet.modeling import MoViNetForVideoClassification
 from vidray.models.movinet.convert import convert_movinet
+from vidray.models.movinet.modeling import MoViNetForVideoClassification
 from vidray.models.movinet.names import from_community, from_tensorflow
 from vidray.models.movinet.tf_checkpoint import TensorFlowCheckpoint
 from vidray.models.movinet.variants import VARIANTS

@@ -10,8 +10,8 @@ import pytest
 import torch
 from pytorchvideo.data.utils import secs_to_pts
 
-from vidray.sampling import pts_bounds, spread_spans, subsample_indices
-from vidray.types import ViewConfig
+from vidray.sampling import pts_bounds, random_span, spans_within, spread_spans, subsample_indices
+from vidray.types import ClipSpan, ViewConfig
 
 
 def spans(duration: Fraction | int, **view: object) -> list[tuple[Fraction, Fraction]]:
@@ -74,3 +74,40 @@ def test_pts_bounds_are_pytorchvideos(time_base: Fraction, start_pts: int) -> No
     for start, end in itertools.pairwise(seconds):
         expected = tuple(secs_to_pts(second, time_base, start_pts, round_mode="ceil") for second in (start, end))
         assert pts_bounds(start, end, time_base=time_base, start_pts=start_pts) == expected
+
+
+TRAINING_VIEW = ViewConfig(num_frames=15, size=32, stride=4)  # clips of 2 s
+
+
+def test_random_spans_are_as_long_as_the_views_and_reach_every_part_of_the_video() -> None:
+    spans = [random_span(duration_seconds=F(10), view=TRAINING_VIEW, seed=seed) for seed in range(500)]
+    assert {span.end_seconds - span.start_seconds for span in spans} == {2}
+    starts = [float(span.start_seconds) for span in spans]
+    assert min(starts) >= 0
+    assert max(starts) <= 8
+    counts, _ = np.histogram(starts, bins=8, range=(0, 8))
+    assert (counts > 30).all(), "evenly: 62 are expected in each"
+
+
+def test_a_random_span_follows_from_its_seed() -> None:
+    def draw(seed: int) -> ClipSpan:
+        return random_span(duration_seconds=F(10), view=TRAINING_VIEW, seed=seed)
+
+    assert draw(7) == draw(7)
+    assert draw(7) != draw(8)
+
+
+@pytest.mark.parametrize(("duration", "span"), [(F(3, 2), "stride"), (F(2), "stride"), (F(10), "full")])
+def test_a_random_span_of_a_short_video_is_all_of_it(duration: Fraction, span: str) -> None:
+    view = ViewConfig(num_frames=15, size=32, stride=4, span=span, num_clips=5)  # type: ignore[arg-type]
+    assert random_span(duration_seconds=duration, view=view, seed=1) == ClipSpan(
+        index=0, start_seconds=F(0), end_seconds=duration
+    )
+
+
+def test_spans_of_a_part_are_moved_to_where_it_starts() -> None:
+    spans = spread_spans(duration_seconds=F(4), view=TRAINING_VIEW)
+    moved = spans_within(spans, F(3))
+    assert [(s.index, s.start_seconds, s.end_seconds) for s in moved] == [
+        (s.index, s.start_seconds + 3, s.end_seconds + 3) for s in spans
+    ]

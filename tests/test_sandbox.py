@@ -27,8 +27,9 @@ import pytest
 from tests.poison_child import LIES, poisoned
 from tests.videos import audio_only, make_video
 from vidray.errors import RunError, VideoError
+from vidray.random_crops import ClipDraw, CropConfig
 from vidray.sandbox import Sandbox
-from vidray.types import Limits, Status, ViewConfig
+from vidray.types import Limits, Part, Status, ViewConfig
 from vidray.views import decode_views
 
 VIEW = ViewConfig(num_frames=4, size=32, num_clips=2)
@@ -448,3 +449,29 @@ def test_threads_of_one_process_share_no_ends() -> None:
             found = list(pool.map(open_files, sandboxes))
     sockets = [name for files in found for name in files if name.startswith("socket:")]
     assert len(sockets) == len(set(sockets)) == 4
+
+
+def test_training_clips_and_parts_are_those_of_this_process() -> None:
+    view = dataclasses.replace(VIEW, num_clips=1)
+    crop = CropConfig(mode="resized", min_short_side=48, max_short_side=48)
+    with Sandbox(view=view, limits=LIMITS, crop=crop) as sandbox:
+        for seed in (0, 7, 2**64 - 1):
+            for part in (Part(), Part(start_seconds=0.25), Part(start_seconds=0.1, end_seconds=0.5)):
+                views, _ = sandbox.decode(GOOD, part=part, seed=seed)
+                draw = ClipDraw(crop=crop, seed=seed)
+                expected, _ = decode_views(GOOD, view=view, limits=LIMITS, part=part, draw=draw)
+                np.testing.assert_array_equal(views, expected)
+
+
+def test_several_views_of_a_training_clip_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="num_clips=2"):
+        Sandbox(view=VIEW, limits=LIMITS, crop=CropConfig(mode="random", min_short_side=32, max_short_side=32))
+
+
+def test_a_part_that_is_not_there_costs_no_child() -> None:
+    with Sandbox(view=VIEW, limits=LIMITS) as sandbox:
+        sandbox.decode(GOOD)
+        pid = sandbox.pid
+        with pytest.raises(VideoError, match="the clip starts at 9 s"):
+            sandbox.decode(GOOD, part=Part(start_seconds=9.0))
+        assert sandbox.pid == pid

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidray.random_crops import CropConfig
 from vidray.sandbox_wire import (
     MAX_MESSAGE_BYTES,
     REPLY_BYTES,
     Reply,
+    Request,
     WireError,
     pack_config,
     pack_reply,
@@ -18,7 +20,7 @@ from vidray.sandbox_wire import (
     unpack_reply,
     unpack_request,
 )
-from vidray.types import Limits, Status, VideoInfo, ViewConfig
+from vidray.types import Limits, Part, Status, VideoInfo, ViewConfig
 
 INFO = VideoInfo(
     duration_seconds=1.5, width=320, height=240, fps=29.97, codec="h264", num_frames_expected=45, num_frames_decoded=44
@@ -27,11 +29,15 @@ INFO = VideoInfo(
 
 def test_config_survives_the_way_to_the_child() -> None:
     view, limits = ViewConfig(num_frames=8, size=32, num_clips=2, short_side=40), Limits(decode_timeout_seconds=0.25)
-    assert unpack_config(pack_config(view=view, limits=limits)) == (view, limits)
+    crop = CropConfig(mode="resized", min_short_side=32, max_short_side=40)
+    assert unpack_config(pack_config(view=view, limits=limits)) == (view, limits, None)
+    assert unpack_config(pack_config(view=view, limits=limits, crop=crop)) == (view, limits, crop)
 
 
 def test_request_survives_the_way_to_the_child() -> None:
-    assert unpack_request(pack_request(request_id=7, num_bytes=1 << 40)) == (7, 1 << 40)
+    whole = Request(request_id=7, num_bytes=1 << 40)
+    part = Request(request_id=7, num_bytes=1, seed=2**64 - 1, part=Part(start_seconds=0.1, end_seconds=7.3))
+    assert [unpack_request(pack_request(request)) for request in (whole, part)] == [whole, part]
 
 
 @pytest.mark.parametrize(

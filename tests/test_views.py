@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,7 +17,11 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from tests.videos import frame_numbers, make_video
-from vidray.types import Limits, ViewConfig
+from vidray.errors import VideoError
+from vidray.pictures import FullSize, Resizer
+from vidray.random_crops import ClipDraw, CropConfig, draw_box
+from vidray.sampling import random_span
+from vidray.types import Limits, Part, Status, ViewConfig
 from vidray.views import decode_views
 
 SAMPLES = os.environ.get("VIDRAY_SAMPLE_VIDEOS")
@@ -151,3 +157,120 @@ def test_output_must_have_the_right_shape() -> None:
 def test_importing_views_stays_light() -> None:
     code = "import sys, vidray.views; print(sorted({'torch', 'ray', 'transformers', 'pyarrow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# -- training clips, and parts of files -------------------------------------------------------------------------------
+
+RANDOM = CropConfig(mode="random", min_short_side=36, max_short_side=48)
+RESIZED = CropConfig(mode="resized", min_short_side=48, max_short_side=48)
+
+
+def training_clip(data: bytes, crop: CropConfig, seed: int, **view: object) -> np.ndarray:
+    """(T, H, W, C) of a training clip."""
+    config = ViewConfig(**{"num_frames": 4, "size": 32, "num_clips": 1, "stride": 1, **view})  # type: ignore[arg-type]
+    return decode_views(data, view=config, limits=Limits(), draw=ClipDraw(crop=crop, seed=seed))[0][0]
+
+
+@pytest.mark.parametrize("crop", [RANDOM, RESIZED], ids=["random", "resized"])
+def test_a_training_clip_shows_the_box_that_its_seed_draws_in_every_frame(crop: CropConfig) -> None:
+    data = make_video(num_frames=60, width=96, height=64, draw=side_by_side, pix_fmt="yuv444p")
+    for seed in range(8):
+        frames = training_clip(data, crop, seed).astype(float)
+        box = draw_box(64, 96, size=32, draw=ClipDraw(crop=crop, seed=seed))
+        rows, columns = (
+            (np.arange(32) + 0.5) / 32 * box.height + box.top,
+            (np.arange(32) + 0.5) / 32 * box.width + box.left,
+        )
+        red, green = columns / box.picture[1] * 255, rows / box.picture[0] * 255
+        for frame in frames:
+            np.testing.assert_allclose(frame[..., 0].mean(axis=0)[2:-2], red[2:-2], atol=4)
+            np.testing.assert_allclose(frame[..., 1].mean(axis=1)[2:-2], green[2:-2], atol=4)
+
+
+def test_a_training_clip_shows_the_frames_of_its_random_span() -> None:
+    data = make_video(num_frames=60, width=64, height=64, draw=side_by_side, pix_fmt="yuv444p")
+    view = ViewConfig(num_frames=4, size=32, stride=2)
+    for seed in range(8):
+        frames = training_clip(data, RANDOM, seed, stride=2)
+        span = random_span(duration_seconds=Fraction(2), view=view, seed=seed)
+        first = math.ceil(span.start_seconds * 30)
+        last = math.ceil(span.end_seconds * 30) - 1
+        np.testing.assert_allclose(frames[..., 2].mean(axis=(1, 2))[[0, -1]], [4 * first, 4 * last], atol=2)
+
+
+def test_a_training_clip_converts_nothing_at_full_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    resized = Resizer.resized
+
+    def watched(self: Resizer, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+        sizes.append((height, width))
+        return resized(self, frame, height, width)
+
+    monkeypatch.setattr(Resizer, "resized", watched)
+    monkeypatch.setattr(FullSize, "__call__", lambda *_: pytest.fail("a frame was converted at full size"))
+    training_clip(make_video(num_frames=30, width=640, height=480), RANDOM, seed=1)
+    assert len(sizes) == 4, "only the frames that are kept"
+    assert max(max(size) for size in sizes) <= 48 * 640 // 480
+
+
+@pytest.mark.parametrize("crop", [RANDOM, RESIZED], ids=["random", "resized"])
+@pytest.mark.parametrize(("width", "height"), [(2400, 16), (16, 2400), (17, 16)])
+def test_odd_shapes_give_training_clips_too(crop: CropConfig, width: int, height: int) -> None:
+    assert training_clip(make_video(num_frames=8, width=width, height=height, pix_fmt="yuv444p"), crop, 3).shape == (
+        *(4, 32, 32, 3),
+    )
+
+
+def test_a_rotated_video_is_cropped_as_displayed() -> None:
+    upright = make_video(num_frames=8, width=96, height=48, draw=side_by_side, pix_fmt="yuv444p", container="mov")
+    turned = make_video(
+        num_frames=8, width=96, height=48, draw=side_by_side, pix_fmt="yuv444p", container="mov", rotation=180
+    )
+    box = draw_box(48, 96, size=32, draw=ClipDraw(crop=RANDOM, seed=5))
+    frames = training_clip(turned, RANDOM, 5)[..., 0].astype(float)
+    columns = box.picture[1] - (np.arange(32) + 0.5 + box.left)
+    np.testing.assert_allclose(frames[0].mean(axis=0), columns / box.picture[1] * 255, atol=5)
+    assert not np.array_equal(training_clip(upright, RANDOM, 5), training_clip(turned, RANDOM, 5))
+
+
+def test_several_views_of_a_training_clip_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_clips=2"):
+        training_clip(make_video(num_frames=8), RANDOM, 1, num_clips=2)
+
+
+def blue_of(part: Part, **view: object) -> list[int]:
+    """Frame numbers that the views of a part of a 60-frame, 2 s video show."""
+    data = make_video(num_frames=60, width=64, height=64, draw=side_by_side, pix_fmt="yuv444p")
+    config = ViewConfig(**{"num_frames": 4, "size": 32, "num_clips": 1, **view})  # type: ignore[arg-type]
+    views, _ = decode_views(data, view=config, limits=Limits(), part=part)
+    return (views[..., 2].mean(axis=(2, 3)) / 4).round().astype(int).reshape(-1).tolist()
+
+
+def test_views_of_a_part_stay_within_it() -> None:
+    part = Part(start_seconds=0.5, end_seconds=1.0)  # frames 15 to 29
+    assert blue_of(part, span="full") == [15, 19, 24, 29]
+    assert blue_of(part, stride=1, num_clips=2) == [15, 16, 17, 18, 26, 27, 28, 29]
+    assert blue_of(Part(start_seconds=1.5, end_seconds=99.0), span="full")[-1] == 59
+    assert blue_of(Part(), span="full") == [0, 19, 39, 59]
+
+
+def test_a_part_beyond_the_end_is_a_bad_video() -> None:
+    with pytest.raises(VideoError, match=r"the clip starts at 2\.5 s, but the video ends at 2 s") as caught:
+        blue_of(Part(start_seconds=2.5, end_seconds=3.0))
+    assert caught.value.status is Status.CORRUPT
+
+
+def test_a_random_span_stays_within_a_part() -> None:
+    data = make_video(num_frames=60, width=64, height=64, draw=side_by_side, pix_fmt="yuv444p")
+    view = ViewConfig(num_frames=4, size=32, stride=1, num_clips=1)
+    for seed in range(6):
+        views, _ = decode_views(
+            data,
+            view=view,
+            limits=Limits(),
+            part=Part(start_seconds=0.5, end_seconds=1.0),
+            draw=ClipDraw(crop=RANDOM, seed=seed),
+        )
+        numbers = (views[0, ..., 2].mean(axis=(1, 2)) / 4).round()
+        assert numbers.min() >= 15
+        assert numbers.max() <= 29

@@ -22,6 +22,9 @@ usage: vidray COMMAND [OPTIONS]
 
 commands:
   score     score every video of the sources: one row per video, resumable, only what is new
+  preview   show the clips that training or validation would see, as a contact sheet or an animation
+  train     fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
+  evaluate  evaluate a checkpoint on labelled videos
   convert   make a checkpoint from published weights of MoViNet or PyTorchVideo
   models    list the models: parameters, input, published accuracy, where their weights are
   demo      make a small bucket of videos, score it, and query the result
@@ -35,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "score": score,
+        "train": train,
+        "evaluate": evaluate,
+        "preview": preview,
         "convert": convert,
         "models": models,
         "demo": demo,
@@ -82,6 +88,40 @@ def score(arguments: list[str]) -> int:
     else:
         job.run()
     return 0
+
+
+def preview(arguments: list[str]) -> int:
+    """``vidray preview``."""
+    from vidray.preview import PreviewConfig, run_preview
+
+    print(run_preview(parse(PreviewConfig, arguments, prog="vidray preview")))
+    return 0
+
+
+def train(arguments: list[str]) -> int:
+    """``vidray train``."""
+    from vidray.training.config import TrainConfig
+
+    config = parse(TrainConfig, arguments, prog="vidray train")
+    from vidray.training import job
+
+    job.train(config, say=_say)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """``vidray evaluate``."""
+    from vidray.training.config import EvaluateConfig
+
+    config = parse(EvaluateConfig, arguments, prog="vidray evaluate")
+    from vidray.training import job
+
+    job.evaluate(config, say=_say)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def demo(arguments: list[str]) -> int:

@@ -16,24 +16,29 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
+def _shown_as(metavar: str) -> object:
+    """How the help names a flag's value, where its type says too little."""
+    return tyro.conf.arg(metavar=metavar)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """Score every video of the sources with a model, into Parquet with one row per video."""
 
-    source: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+    source: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, _shown_as("URI")]
     """Where the videos are; repeat the flag for several. A folder or prefix, a glob, one video, or a manifest
     (.csv, .jsonl, .parquet with a `uri` column), on any file system: a path, s3://, gs://, az://, https://."""
-    model: str
+    model: Annotated[str, _shown_as("URI|HUB_ID")]
     """A checkpoint folder (local, s3://, gs://, az://) or a Hugging Face Hub id."""
-    output: str
+    output: Annotated[str, _shown_as("URI")]
     """The folder that the results go to: predictions/ and _runs/. Give every night the same one."""
 
-    views: str | None = None
+    views: Annotated[str | None, _shown_as("CLIPSxCROPS")] = None
     """Views per video as CLIPSxCROPS: 5x3, 5x1, 1x1. Default: what the checkpoint was validated with, else 5x1."""
     span: Span | None = None
     """What a clip spans: `stride` (num_frames × stride / 30 seconds) or `full` (the whole video).
     Default: from the checkpoint."""
-    stride: int | None = None
+    stride: Annotated[int | None, _shown_as("INT")] = None
     """Frames between two sampled frames, at 30 frames per second. Default: from the checkpoint, else 4."""
     aggregation: Aggregation | None = None
     """How views become one answer: `prob` (mean of probabilities) or `score` (mean of logits).
@@ -47,12 +52,12 @@ class ScoreConfig:
     """Arithmetic of the model. auto: bf16 on a GPU that has it, else fp32."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster afterwards."""
-    batch_size: int | None = None
-    """Views per forward pass. Default: 32 on a GPU, 8 on a CPU."""
+    batch_size: Annotated[int | None, _shown_as("INT")] = None
+    """Views per forward pass. Default: 16 on a GPU; on a CPU as many as make 5 MB, larger ones leave its caches."""
 
-    config: str | None = None
+    config: Annotated[str | None, _shown_as("FILE")] = None
     """A YAML file with any of these names and their values, `source: [a, b]` for several. What is typed wins."""
-    run_id: str | None = None
+    run_id: Annotated[str | None, _shown_as("NAME")] = None
     """Name of the run: letters, digits, `.`, `_`, `-`. Default: the newest unfinished run of this configuration is
     resumed; if there is none, a fresh unique name."""
     retry_failed: bool = False
@@ -67,16 +72,16 @@ class ScoreConfig:
     allow_unconditional_store: bool = False
     """Accept an output store without conditional writes. Then only the lease keeps two runs apart."""
 
-    rows_per_part: int | None = None
+    rows_per_part: Annotated[int | None, _shown_as("INT")] = None
     """Videos per Parquet part, the unit of commit: a crash costs at most the parts in flight.
     Default: a hundredth of the run, between 50 and 4000."""
-    decoders: str | None = None
+    decoders: Annotated[str | None, _shown_as("N|MIN:MAX")] = None
     """Decoding processes, as N or MIN:MAX. Default: from the cluster's CPUs."""
-    predictors: str | None = None
+    predictors: Annotated[str | None, _shown_as("N|MIN:MAX")] = None
     """Model replicas, as N or MIN:MAX. Default: one per GPU, or from the cluster's CPUs."""
     fetch_threads: int = 8
     """Objects that each decoding process fetches at a time."""
-    ray_address: str | None = None
+    ray_address: Annotated[str | None, _shown_as("ADDRESS")] = None
     """Ray cluster to use. Default: $RAY_ADDRESS (set by `ray job submit`), else Ray is started on this machine."""
     stall_timeout_seconds: float = 1800.0
     """Give up when no video has finished for this long (nodes that never come, for instance)."""

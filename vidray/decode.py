@@ -28,7 +28,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vidray.errors import VideoError
-from vidray.pictures import Crops, FullSize, Picture, orientation_of
+from vidray.pictures import Crops, DrawnCrops, FullSize, Picture, Resizer, orientation_of
+from vidray.random_crops import ClipDraw
 from vidray.sampling import pts_bounds
 from vidray.selection import Convert, SampledClip, Selector
 from vidray.timeline import Bounds, Timeline
@@ -356,6 +357,14 @@ def view_crops(view: ViewConfig) -> Crops:
         short_side=view.short_side or view.size,
         size=view.size,
         num_crops=view.num_crops,
-        resize=VideoReformatter(),
-        to_rgb=VideoReformatter(),
+        resizer=_resizer(),
     )
+
+
+def drawn_crops(size: int, draw: ClipDraw) -> DrawnCrops:
+    """A converter to the crops of one training clip, for ``VideoDecoder.sample``."""
+    return DrawnCrops(size=size, draw=draw, resizer=_resizer(), box_resizer=_resizer())
+
+
+def _resizer() -> Resizer:
+    return Resizer(resize=VideoReformatter(), to_rgb=VideoReformatter())

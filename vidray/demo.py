@@ -20,6 +20,8 @@ MOTIONS = ("left", "right", "up", "down", "clockwise", "counterclockwise")
 
 _SIZE = 96
 _FPS = 15
+_ENCODER = {"preset": "veryfast", "crf": "18", "x264-params": "mbtree=0"}
+"""With macroblock trees, or several threads, the same frames now and then come out as other bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +89,10 @@ def _draw(place: tuple[float, float], shape: str, colour: np.ndarray, ground: np
 def _encode(frames: list[np.ndarray]) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=_FPS, options={"preset": "veryfast", "crf": "18"})
+        stream = output.add_stream("libx264", rate=_FPS, options=_ENCODER)
         stream.width = stream.height = _SIZE
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
         for array in frames:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
         output.mux(stream.encode(None))
@@ -105,14 +108,27 @@ def make_bucket(folder: Path, *, num_videos: int, seed: int = 0) -> None:
     (folder / "broken.mp4").write_bytes(motion_video("left", seed=seed)[:200])
 
 
+def make_labelled_bucket(folder: Path, *, num_videos: int, seed: int = 0) -> None:
+    """Write videos of all motions in turn, each into the folder of its label: ``<label>/<number>.mp4``.
+
+    Video i is made from ``seed + i``, here and in `make_bucket`: what must be unseen needs seeds beyond these.
+    """
+    for number in range(num_videos):
+        label = MOTIONS[number % len(MOTIONS)]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        (folder / label / f"{number:04d}.mp4").write_bytes(motion_video(label, seed=seed + number))
+
+
 def make_untrained_checkpoint(folder: Path) -> None:
     """A small VideoMAE with random weights, in the layout of published checkpoints."""
     import json
 
     import torch
+    import transformers
     from transformers.models.videomae.configuration_videomae import VideoMAEConfig
     from transformers.models.videomae.modeling_videomae import VideoMAEForVideoClassification
 
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     config = VideoMAEConfig(
         image_size=64,

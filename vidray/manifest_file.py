@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from vidray.errors import UsageError
 from vidray.filesystems import Location, locate, unquote_etag
 from vidray.listing import Rows, Tasks, add_versions
-from vidray.retry import with_retries
+from vidray.retry import describe, is_access_denied, with_retries
 
 _EXTENSIONS = (".csv", ".jsonl", ".ndjson", ".parquet")
 _COLUMNS = ("uri", "size_bytes", "etag", "label")
@@ -52,6 +52,29 @@ def add_manifest(place: Location, rows: Rows, tasks: Tasks) -> None:
         add_versions([uri for uri, *_ in unknown], [label for *_, label in unknown], rows, tasks)
 
 
+def read_rows(place: Location) -> Iterator[dict[str, Any]]:
+    """All columns of a table file, row by row; values of a CSV file are text.
+
+    Raises:
+        UsageError: it does not exist, or cannot be understood.
+    """
+    readers = {".csv": _read_csv, ".parquet": _read_parquet_whole}
+    try:
+        yield from readers.get(_extension(place), _read_json_lines)(read_bytes(place))
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error, pa.ArrowInvalid) as error:
+        raise UsageError(f"cannot read {place.uri}: {error}") from error
+
+
+def read_bytes(place: Location) -> bytes:
+    """A whole file. Raises UsageError if there is none, or it may not be read."""
+    try:
+        return with_retries(lambda: _read(place))
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or is_access_denied(error):
+            raise UsageError(f"cannot read {place.uri}: {describe(error)}") from error
+        raise
+
+
 def _extension(place: Location) -> str:
     path = urlsplit(place.path).path if place.kind == "http" else place.path
     return os.path.splitext(path)[1].lower()
@@ -84,15 +107,15 @@ def _record(place: Location, row: dict[str, Any]) -> _Record:
     if not isinstance(uri, str) or not uri:
         raise ValueError(f"uri must be text, got {uri!r}")
     return (
-        locate(_resolve(place, uri)).uri,
+        locate(resolve(place, uri)).uri,
         None if size in (None, "") else int(size),
         unquote_etag(str(etag)) if etag else None,
         None if label in (None, "") else str(label),
     )
 
 
-def _resolve(place: Location, uri: str) -> str:
-    """An absolute URI; a relative one starts at the manifest's folder."""
+def resolve(place: Location, uri: str) -> str:
+    """An absolute URI of what a manifest at ``place`` names; a relative one starts at the manifest's folder."""
     if "://" in uri or (uri.startswith("/") and place.kind == "local"):
         return uri
     folder = place.path.rpartition("/")[0]
@@ -119,4 +142,9 @@ def _read_parquet(data: bytes) -> Iterator[dict[str, Any]]:
     file = pq.ParquetFile(pa.BufferReader(data))
     found = file.schema_arrow.names
     for batch in file.iter_batches(columns=[name for name in _COLUMNS if name in found] if "uri" in found else None):
+        yield from batch.to_pylist()
+
+
+def _read_parquet_whole(data: bytes) -> Iterator[dict[str, Any]]:
+    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches():
         yield from batch.to_pylist()

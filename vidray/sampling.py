@@ -9,7 +9,9 @@ A clip's frames are chosen in two steps, both as in PyTorchVideo 0.1.5:
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import random
 from fractions import Fraction
 
 import numpy as np
@@ -43,6 +45,33 @@ def spread_spans(*, duration_seconds: Fraction, view: ViewConfig) -> list[ClipSp
     slack = duration - length
     starts = [slack / 2] if view.num_clips == 1 else [slack * i / (view.num_clips - 1) for i in range(view.num_clips)]
     return [ClipSpan(index=i, start_seconds=s, end_seconds=s + length) for i, s in enumerate(starts)]
+
+
+def random_span(*, duration_seconds: Fraction, view: ViewConfig, seed: int) -> ClipSpan:
+    """The span of a training clip: as long as the view's, starting anywhere; a shorter video whole.
+
+        |------|--- clip ---|----|
+        |-------- video ---------|
+
+    Only ``seed`` decides where, so that it is the same on any machine.
+
+    Raises:
+        ValueError: the duration is not positive.
+    """
+    one = spread_spans(duration_seconds=duration_seconds, view=dataclasses.replace(view, num_clips=1))[0]
+    slack = 2 * one.start_seconds  # a clip alone is centred
+    start = slack * Fraction(random.Random(f"{seed}/span").random())
+    return ClipSpan(index=0, start_seconds=start, end_seconds=start + one.end_seconds - one.start_seconds)
+
+
+def spans_within(spans: list[ClipSpan], start_seconds: Fraction) -> list[ClipSpan]:
+    """Spans that count from ``start_seconds`` of a file, as spans of the file."""
+    return [
+        ClipSpan(
+            index=s.index, start_seconds=s.start_seconds + start_seconds, end_seconds=s.end_seconds + start_seconds
+        )
+        for s in spans
+    ]
 
 
 def pts_bounds(

@@ -29,8 +29,18 @@ from typing import IO, TYPE_CHECKING, Self
 import numpy as np
 
 from vidray.errors import RunError, VideoError
-from vidray.sandbox_wire import REPLY_BYTES, Reply, WireError, pack_config, pack_request, printable, unpack_reply
-from vidray.types import Limits, Status, VideoInfo, ViewConfig
+from vidray.random_crops import CropConfig
+from vidray.sandbox_wire import (
+    REPLY_BYTES,
+    Reply,
+    Request,
+    WireError,
+    pack_config,
+    pack_request,
+    printable,
+    unpack_reply,
+)
+from vidray.types import WHOLE, Limits, Part, Status, VideoInfo, ViewConfig
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -56,6 +66,7 @@ class Sandbox:
 
     Args:
         view: what to make of each video; fixes the shape of the views.
+        crop: make training clips instead: a random span and a random crop of each video, both decided by a seed.
         limits: what one video may cost; deadline and memory are enforced here, the rest by the decoder.
         recycle_after: videos after which the child is replaced, so that what one leaves behind stays bounded.
         child_module: module whose ``main(control_fd=, input_fd=, output_fd=)`` is the child.
@@ -68,13 +79,17 @@ class Sandbox:
         limits: Limits,
         recycle_after: int = 1000,
         child_module: str = "vidray.sandbox_child",
+        crop: CropConfig | None = None,
     ) -> None:
         if recycle_after < 1:
             raise ValueError(f"recycle_after must be at least 1, got {recycle_after}")
+        if crop is not None and view.num_views != 1:
+            raise ValueError(f"a training clip is one view, got num_clips={view.num_clips}, num_crops={view.num_crops}")
         self._view = view
         self._limits = limits
         self._recycle_after = recycle_after
         self._child_module = child_module
+        self._crop = crop
         self._child: _Child | None = None
 
     @property
@@ -85,10 +100,16 @@ class Sandbox:
     def start(self) -> None:
         """Start the child if there is none, without waiting for it: its imports overlap with what comes next."""
         if self._child is None:
-            self._child = _Child(view=self._view, limits=self._limits, module=self._child_module)
+            self._child = _Child(view=self._view, limits=self._limits, module=self._child_module, crop=self._crop)
 
-    def decode(self, data: bytes | memoryview, *, out: np.ndarray | None = None) -> tuple[np.ndarray, VideoInfo]:
-        """The views of one video, uint8 (V, T, H, W, C): a new array, or ``out``.
+    def decode(
+        self, data: bytes | memoryview, *, out: np.ndarray | None = None, part: Part = WHOLE, seed: int = 0
+    ) -> tuple[np.ndarray, VideoInfo]:
+        """The views of one video, or its training clip, uint8 (V, T, H, W, C): a new array, or ``out``.
+
+        Args:
+            part: what of the file counts as the video.
+            seed: decides what is random in a training clip.
 
         Raises:
             VideoError: with what the decoder found (``corrupt``, ``no_video``, ...), or with ``decode_timeout``,
@@ -98,7 +119,7 @@ class Sandbox:
         self._check(data, out)
         child = self._ready_child()
         try:
-            info = child.decode(data)
+            info = child.decode(data, part=part, seed=seed)
         except VideoError as error:
             if error.status in (Status.DECODE_TIMEOUT, Status.DECODER_CRASHED, Status.OUT_OF_MEMORY):
                 self.close()
@@ -156,7 +177,7 @@ class Sandbox:
 class _Child:
     """One child process, the memory it shares, and the way to talk to it."""
 
-    def __init__(self, *, view: ViewConfig, limits: Limits, module: str) -> None:
+    def __init__(self, *, view: ViewConfig, limits: Limits, module: str, crop: CropConfig | None) -> None:
         self._view = view
         self._limits = limits
         self.num_requests = 0
@@ -178,7 +199,7 @@ class _Child:
             self._process, self._stderr = _spawn(module, fds)
             undo.callback(self._stderr.close)
             undo.callback(_kill, self._process)
-            self._control.send(pack_config(view=view, limits=limits))
+            self._control.send(pack_config(view=view, limits=limits, crop=crop))
             # Also when the sandbox is forgotten without close(), and when the interpreter exits.
             self._end = weakref.finalize(self, undo.pop_all().close)
 
@@ -198,13 +219,14 @@ class _Child:
             self._receive(timeout_seconds=START_TIMEOUT_SECONDS, doing="starting")
             self.is_ready = True
 
-    def decode(self, data: bytes | memoryview) -> VideoInfo:
+    def decode(self, data: bytes | memoryview, *, part: Part, seed: int) -> VideoInfo:
         """Have ``data`` decoded into the output memory. Raises VideoError."""
         num_bytes = self._write_input(memoryview(data).cast("B"))
         self.num_requests += 1
         start = time.perf_counter()
         with contextlib.suppress(BrokenPipeError):  # it died meanwhile: the end is what is received
-            self._control.send(pack_request(request_id=self._request_id, num_bytes=num_bytes))
+            request = Request(request_id=self._request_id, num_bytes=num_bytes, part=part, seed=seed)
+            self._control.send(pack_request(request))
         reply = self._receive(timeout_seconds=self._limits.decode_timeout_seconds, doing="decoding")
         if reply.status is not Status.OK:
             raise VideoError(reply.status, reply.message)

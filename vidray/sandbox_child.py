@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from vidray.errors import VideoError
+from vidray.random_crops import ClipDraw
 from vidray.sandbox_wire import (
     MAX_CONFIG_BYTES,
     REQUEST_BYTES,
@@ -34,7 +35,7 @@ from vidray.sandbox_wire import (
     unpack_config,
     unpack_request,
 )
-from vidray.types import Limits, Status, VideoInfo, ViewConfig
+from vidray.types import Limits, Part, Status, VideoInfo, ViewConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,7 @@ class Decode(Protocol):
     """What `vidray.views.decode_views` is."""
 
     def __call__(
-        self, data: bytes, *, view: ViewConfig, limits: Limits, out: np.ndarray
+        self, data: bytes, *, view: ViewConfig, limits: Limits, out: np.ndarray, part: Part, draw: ClipDraw | None
     ) -> tuple[np.ndarray, VideoInfo]: ...
 
 
@@ -71,7 +72,7 @@ def main(*, control_fd: int, input_fd: int, output_fd: int, decode: Decode | Non
     """
     _reset_signals()
     control = socket.socket(fileno=control_fd)
-    view, limits = unpack_config(control.recv(MAX_CONFIG_BYTES))
+    view, limits, crop = unpack_config(control.recv(MAX_CONFIG_BYTES))
     if decode is None:
         from vidray.views import decode_views  # here, so that importing this module does not bring FFmpeg
 
@@ -80,10 +81,12 @@ def main(*, control_fd: int, input_fd: int, output_fd: int, decode: Decode | Non
     set_memory_limit = confine(limits=limits)
     control.send(pack_reply(Reply(request_id=0, status=Status.OK)))
     while message := control.recv(REQUEST_BYTES + 1):
-        request_id, num_bytes = unpack_request(message)
+        request = unpack_request(message)
         signal.setitimer(signal.ITIMER_REAL, limits.decode_timeout_seconds + TIMER_GRACE_SECONDS)
-        read = functools.partial(_read_input, input_fd, num_bytes, set_memory_limit)
-        reply = _answer(decode, read, request_id=request_id, view=view, limits=limits, out=views_VTHWC)
+        draw = ClipDraw(crop=crop, seed=request.seed) if crop else None
+        make = functools.partial(decode, view=view, limits=limits, out=views_VTHWC, part=request.part, draw=draw)
+        read = functools.partial(_read_input, input_fd, request.num_bytes, set_memory_limit)
+        reply = _answer(make, read, request_id=request.request_id, limits=limits, out=views_VTHWC)
         with contextlib.suppress(BrokenPipeError):  # the parent is gone: the next recv says so
             control.send(pack_reply(reply))
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -108,10 +111,15 @@ def _read_input(input_fd: int, num_bytes: int, set_memory_limit: Callable[[int],
 
 
 def _answer(
-    decode: Decode, read: Callable[[], bytes], *, request_id: int, view: ViewConfig, limits: Limits, out: np.ndarray
+    decode: Callable[[bytes], tuple[np.ndarray, VideoInfo]],
+    read: Callable[[], bytes],
+    *,
+    request_id: int,
+    limits: Limits,
+    out: np.ndarray,
 ) -> Reply:
     try:
-        views_VTHWC, info = decode(read(), view=view, limits=limits, out=out)
+        views_VTHWC, info = decode(read())
         if views_VTHWC is not out:
             np.copyto(out, views_VTHWC)
         return Reply(request_id=request_id, status=Status.OK, shape=out.shape, info=info)

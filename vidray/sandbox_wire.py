@@ -3,9 +3,9 @@
 Nothing that the child sends is trusted: every field is checked here before it means anything, and nothing is unpickled.
 ::
 
-    parent -> child   one JSON object (ViewConfig and Limits), once
+    parent -> child   one JSON object (ViewConfig, Limits and, for training clips, CropConfig), once
     child  -> parent  reply 0, "ready"
-    parent -> child   request n: the video lies in the input memory, num_bytes long
+    parent -> child   request n: the video lies in the input memory, num_bytes long; which part of it, and a seed
     child  -> parent  reply n: a status, and either what is known about the video or a message
 """
 
@@ -18,14 +18,15 @@ import re
 import struct
 from dataclasses import dataclass, field
 
-from vidray.types import Limits, Status, VideoInfo, ViewConfig
+from vidray.random_crops import CropConfig
+from vidray.types import WHOLE, Limits, Part, Status, VideoInfo, ViewConfig
 
 MAX_CONFIG_BYTES = 65536
 MAX_MESSAGE_BYTES = 1000
 """A longer error text is cut: it ends up in one row of the output."""
 
-_REQUEST = struct.Struct("<4sIQ")
-"""magic, request id, number of bytes of the video"""
+_REQUEST = struct.Struct("<4sIQQ2d")
+"""magic, request id, number of bytes of the video, seed; start and end in seconds (NaN: the file's end)"""
 _REPLY = struct.Struct(f"<4sIB3x5I2d2I2q32sH{MAX_MESSAGE_BYTES}s")
 """magic, request id, status code; shape V, T, H, W, C; duration, fps; width, height; frames expected, decoded;
 codec; bytes of the message, message"""
@@ -33,7 +34,7 @@ codec; bytes of the message, message"""
 REQUEST_BYTES = _REQUEST.size
 REPLY_BYTES = _REPLY.size
 
-_REQUEST_MAGIC = b"vrQ1"
+_REQUEST_MAGIC = b"vrQ2"
 _REPLY_MAGIC = b"vrA1"
 _STATUSES = (
     Status.OK,
@@ -70,30 +71,52 @@ class Reply:
     """Why there are no views; empty if status is ok."""
 
 
-def pack_config(*, view: ViewConfig, limits: Limits) -> bytes:
-    """The first message to a child."""
-    return json.dumps({"view": dataclasses.asdict(view), "limits": dataclasses.asdict(limits)}).encode()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """How the parent asks for the views, or the training clip, of one video."""
+
+    request_id: int
+    num_bytes: int
+    """Length of the video in the input memory."""
+    seed: int = 0
+    """Decides what is random in a training clip; 0 to 2^64 - 1."""
+    part: Part = WHOLE
+    """What of the file counts as the video."""
 
 
-def unpack_config(message: bytes) -> tuple[ViewConfig, Limits]:
+def pack_config(*, view: ViewConfig, limits: Limits, crop: CropConfig | None = None) -> bytes:
+    """The first message to a child. With ``crop`` it makes training clips, without it views."""
+    values = {
+        "view": dataclasses.asdict(view),
+        "limits": dataclasses.asdict(limits),
+        "crop": None if crop is None else dataclasses.asdict(crop),
+    }
+    return json.dumps(values).encode()
+
+
+def unpack_config(message: bytes) -> tuple[ViewConfig, Limits, CropConfig | None]:
     """The inverse of `pack_config`."""
     values = json.loads(message)
-    return ViewConfig.from_dict(values["view"]), Limits(**values["limits"])
+    crop = values["crop"] and CropConfig.from_dict(values["crop"])
+    return ViewConfig.from_dict(values["view"]), Limits(**values["limits"]), crop
 
 
-def pack_request(*, request_id: int, num_bytes: int) -> bytes:
-    """A message that asks for the views of the ``num_bytes`` in the input memory."""
-    return _REQUEST.pack(_REQUEST_MAGIC, request_id, num_bytes)
+def pack_request(request: Request) -> bytes:
+    """A message that asks for what is in the input memory."""
+    start, end = request.part.start_seconds, request.part.end_seconds
+    numbers = request.request_id, request.num_bytes, request.seed, start, math.nan if end is None else end
+    return _REQUEST.pack(_REQUEST_MAGIC, *numbers)
 
 
-def unpack_request(message: bytes) -> tuple[int, int]:
-    """(request id, number of bytes). Raises WireError."""
+def unpack_request(message: bytes) -> Request:
+    """The inverse of `pack_request`. Raises WireError."""
     if len(message) != _REQUEST.size:
         raise WireError(f"a request has {_REQUEST.size} bytes, got {len(message)}")
-    magic, request_id, num_bytes = _REQUEST.unpack(message)
+    magic, request_id, num_bytes, seed, start, end = _REQUEST.unpack(message)
     if magic != _REQUEST_MAGIC:
         raise WireError(f"a request starts with {_REQUEST_MAGIC!r}, got {magic!r}")
-    return request_id, num_bytes
+    part = Part(start_seconds=start, end_seconds=None if math.isnan(end) else end)
+    return Request(request_id=request_id, num_bytes=num_bytes, seed=seed, part=part)
 
 
 def pack_reply(reply: Reply) -> bytes:

@@ -87,6 +87,23 @@ class ClipSpan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """The part of a file that counts as the video: what lies outside is not looked at."""
+
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    """None: where the file ends."""
+
+    def __post_init__(self) -> None:
+        if self.start_seconds < 0 or (self.end_seconds is not None and self.end_seconds <= self.start_seconds):
+            raise ValueError(f"a part must end after it starts, got {self.start_seconds} to {self.end_seconds}")
+
+
+WHOLE = Part()
+"""All of a file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """The frames of one span of time."""
 

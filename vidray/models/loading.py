@@ -63,7 +63,7 @@ def _shorten(keys: Any) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without Transformers' progress bar and table of keys: what is wrong is in the error."""
+    """Without Transformers' progress bars and table of keys: what is wrong is in the error."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

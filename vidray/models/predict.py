@@ -37,8 +37,12 @@ def forward_views(
     Args:
         dtype: of the pixels given to the model; the model's own, or float32 under autocast.
     """
-    pixels = normalise(views_NTHWC, view=view, dtype=dtype)
-    logits = model(**{family.input_name: pixels}).logits
+    return forward_pixels(model, normalise(views_NTHWC, view=view, dtype=dtype), family=family)
+
+
+def forward_pixels(model: Callable[..., Any], pixels_NTCHW: torch.Tensor, *, family: Family) -> torch.Tensor:
+    """Logits of normalised views: (N, T, C, H, W) to (N, num_labels) float32. Training mixes pixels before it."""
+    logits = model(**{family.input_name: pixels_NTCHW}).logits
     if family.logits_have_time:
         logits = logits.squeeze(1)
     return logits.float()

@@ -1,0 +1,12 @@
+"""Evaluate a checkpoint: ``python jobs/evaluate.py --source … --model …``."""
+
+import sys
+from pathlib import Path
+
+# A submitted job has the working directory, not an installed package.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from vidray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,73 @@
+"""The commands of training: decides where to train, and refuses early what cannot work."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from vidray.checkpoint import VIDRAY_FILE
+from vidray.errors import UsageError
+from vidray.storage import Store
+from vidray.training.config import EvaluateConfig, TrainConfig
+from vidray.training.plan import prepare
+
+
+def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Train until the output is finished, or find it so. Returns the published figures.
+
+    Raises UsageError, RunError or TooManyFailuresError.
+    """
+    from vidray.training.trackers import check_trackers
+
+    check_trackers(config)
+    plan = prepare(config, say=say)
+    store = Store(config.output)
+    if plan.is_finished:
+        figures = _published(store)
+        say(f"{store.uri} is finished already, with accuracy {figures['accuracy']:.4f}; nothing is done")
+        return figures
+    counts = {split: plan.manifest.count(split) for split in ("train", "val")}
+    say(f"{counts['train']} videos to train on, {counts['val']} to validate with, {len(plan.manifest.labels)} classes")
+    if _in_process(config):
+        from vidray.training.ranks import Ranks
+        from vidray.training.worker import Surroundings, choose_device, work
+
+        work(config, Surroundings(ranks=Ranks(device=choose_device(config)), say=say), plan=plan)
+    else:
+        from vidray.training.trainer import train_on_ray
+
+        train_on_ray(config, say=say)
+    return _published(store)
+
+
+def _in_process(config: TrainConfig) -> bool:
+    """One worker and no cluster: a laptop."""
+    return config.workers == 1 and not (config.ray_address or os.environ.get("RAY_ADDRESS"))
+
+
+def _published(store: Store) -> dict[str, Any]:
+    return json.loads(store.read(VIDRAY_FILE))["metrics"]
+
+
+def evaluate(config: EvaluateConfig, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Evaluate a checkpoint; returns its figures, and writes them to ``config.output`` if there is one.
+
+    Raises UsageError, RunError or TooManyFailuresError.
+    """
+    from vidray.checkpoint import read_checkpoint
+    from vidray.labels import LabelSource, load_for_evaluation
+    from vidray.training.evaluate_job import evaluate_checkpoint
+
+    checkpoint = read_checkpoint(config.model)
+    store = None if config.output is None else Store(config.output)
+    if store is not None:
+        store.probe()
+    source = LabelSource(source=config.source, video_root=config.video_root)
+    manifest = load_for_evaluation(source, checkpoint.labels)
+    table = manifest.table if config.split == "all" else manifest.part(config.split)
+    if table.num_rows == 0:
+        counts = {split: manifest.count(split) for split in ("train", "val", "test")}
+        raise UsageError(f"--split {config.split}: the sources have no such videos, but {counts}")
+    return evaluate_checkpoint(config, checkpoint, table, store, say=say)

@@ -1,0 +1,98 @@
+"""What a run was asked for, stored in its output before it starts: the settings, and the labelled manifest.
+
+    <output>/_train/manifest-<hash>.parquet    every labelled video with its part of the split
+    <output>/_train/settings.json              last; names the manifest
+
+Whoever comes back to the output reads the manifest instead of listing again, since an epoch's order is a permutation of
+its rows, and is refused if the settings are others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vidray.checkpoint import VIDRAY_FILE, Checkpoint, read_checkpoint
+from vidray.errors import UsageError
+from vidray.labels import LabelledManifest, LabelSource, load_labelled
+from vidray.storage import Store
+from vidray.training.config import TrainConfig
+
+SETTINGS_FILE = "_train/settings.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is trained."""
+
+    checkpoint: Checkpoint
+    manifest: LabelledManifest
+    is_finished: bool
+    """The output holds the finished checkpoint of just this run."""
+
+
+def prepare(config: TrainConfig, *, say: Callable[[str], None]) -> Plan:
+    """Begin a run in its output, or come back to it. Called once per command, before anything expensive.
+
+    Raises:
+        UsageError: the source, the model or the output will not do, or the output is of a run with other settings.
+    """
+    checkpoint = read_checkpoint(config.model, require_head=False)
+    config.view(checkpoint.view)  # refuses what the model cannot take
+    store = Store(config.output)
+    if not store.exists(SETTINGS_FILE):
+        if store.exists(VIDRAY_FILE) or store.exists("config.json"):
+            raise UsageError(f"--output {store.uri} holds a checkpoint that no run of vidray train made; take another")
+        store.probe()
+        _begin(store, config, checkpoint, say=say)
+    return read_plan(config, checkpoint)
+
+
+def read_plan(config: TrainConfig, checkpoint: Checkpoint | None = None) -> Plan:
+    """The plan that is in the output. Raises UsageError if it is of other settings."""
+    checkpoint = checkpoint or read_checkpoint(config.model, require_head=False)
+    store = Store(config.output)
+    stored = json.loads(store.read(SETTINGS_FILE))
+    _refuse_others(stored, _settings(config, checkpoint), store.uri)
+    manifest = LabelledManifest.from_parquet(store.read(stored["manifest"]))
+    return Plan(checkpoint=checkpoint, manifest=manifest, is_finished=store.exists(VIDRAY_FILE))
+
+
+def label_source(config: TrainConfig) -> LabelSource:
+    """Where the labelled videos are."""
+    return LabelSource(
+        source=config.source,
+        video_root=config.video_root,
+        group_regex=config.group_regex,
+        group_column=config.group_column,
+        validation_share=config.validation_share,
+        seed=config.seed,
+    )
+
+
+def _begin(store: Store, config: TrainConfig, checkpoint: Checkpoint, *, say: Callable[[str], None]) -> None:
+    say(f"listing {', '.join(config.source)}")
+    data = load_labelled(label_source(config)).to_parquet()
+    name = f"_train/manifest-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+    with contextlib.suppress(FileExistsError):  # the same bytes, from an attempt that was cut off here
+        store.create(name, data)
+    content = {"manifest": name, **_settings(config, checkpoint)}
+    with contextlib.suppress(FileExistsError):  # another process was first; read_plan compares
+        store.create(SETTINGS_FILE, json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+
+def _settings(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    """As JSON gives them back."""
+    settings = {**config.settings(), "model_fingerprint": checkpoint.fingerprint}
+    return json.loads(json.dumps(settings))
+
+
+def _refuse_others(stored: dict[str, Any], asked: dict[str, Any], uri: str) -> None:
+    different = [name for name in asked if stored.get(name) != asked[name]]
+    if different:
+        named = "; ".join(f"{name}: {stored.get(name)!r} there, {asked[name]!r} now" for name in different)
+        raise UsageError(f"--output {uri} belongs to a run with other settings ({named}); take another --output")

@@ -1,0 +1,219 @@
+"""The finished checkpoint: a Hugging Face folder, ``vidray.json``, a model card, metrics and a report.
+
+Made in a local folder and brought to the output object by object, ``vidray.json`` last: who finds it finds all.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidray import __version__
+from vidray.checkpoint import VIDRAY_FILE, CheckpointMeta, write_vidray_json
+from vidray.errors import RunError
+from vidray.labels import LabelledManifest
+from vidray.models.families import Family
+from vidray.models.loading import quiet
+from vidray.storage import Store
+from vidray.training.config import TrainConfig
+from vidray.training.keeper import replace
+from vidray.training.loop import METRICS_FILE
+from vidray.types import ViewConfig
+
+_PACKAGES = ("torch", "torchvision", "transformers", "ray", "av", "numpy")
+_FIGURES = ("num_videos", "accuracy", "top5_accuracy", "mean_class_accuracy", "nll", "ece", "view_accuracy")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """What a finished run has to say."""
+
+    model: Any
+    """The network with the weights to publish, on the CPU."""
+    config: TrainConfig
+    family: Family
+    view: ViewConfig
+    manifest: LabelledManifest
+    metrics: dict[str, Any]
+    """Figures of the last validation, with all views."""
+    rows: Sequence[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    base_model: str
+    best_epoch: int | None = None
+    num_bad: int = 0
+
+
+def publish(result: Result, store: Store, *, extra: Callable[[Path], None] = lambda folder: None) -> CheckpointMeta:
+    """Write everything to the output; returns what ``vidray.json`` says.
+
+    Args:
+        extra: adds files to the local folder before it is uploaded, such as a report.
+    """
+    with tempfile.TemporaryDirectory(prefix="vidray-publish-") as temporary:
+        folder = Path(temporary)
+        meta = write_checkpoint(result, folder)
+        (folder / "README.md").write_text(model_card(result, meta))
+        (folder / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in result.rows))
+        write_events(folder / "tb", result.rows)
+        extra(folder)
+        _upload(folder, store)
+        if result.config.push_to_hub:
+            push_to_hub(folder, result.config.push_to_hub)
+    return meta
+
+
+def write_checkpoint(result: Result, folder: Path) -> CheckpointMeta:
+    """The Hugging Face folder and ``vidray.json``."""
+    config = result.model.config
+    config.problem_type = "single_label_classification"
+    if getattr(config, "num_frames", None) is None:
+        config.num_frames = result.view.num_frames  # transformers.pipeline asks for it
+    with quiet():
+        result.model.save_pretrained(folder)
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(processor_json(result), indent=2) + "\n")
+    meta = CheckpointMeta(
+        view=result.view,
+        labels=result.manifest.labels,
+        family=result.family.model_type,
+        metrics={key: value for key, value in result.metrics.items() if key != "confusion"},
+        training=training_facts(result),
+    )
+    return write_vidray_json(folder, meta)
+
+
+def processor_json(result: Result) -> dict[str, Any]:
+    """For Transformers. Always one of two plain processors: ViViT's own subtracts 1, and V-JEPA 2's own ignores the
+    size that it is given; both would not do what this checkpoint was validated with."""
+    view = result.view
+    named = result.family.input_name == "pixel_values"
+    return {
+        "video_processor_type": "VideoMAEVideoProcessor" if named else "LlavaOnevisionVideoProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": view.short_side or view.size},
+        "default_to_square": False,
+        "resample": 2,
+        "do_center_crop": True,
+        "crop_size": {"height": view.size, "width": view.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(view.mean),
+        "image_std": list(view.std),
+    }
+
+
+def training_facts(result: Result) -> dict[str, Any]:
+    """How the checkpoint came about, as plain values."""
+    manifest = result.manifest
+    counts = {split: manifest.count(split) for split in ("train", "val", "test")}
+    facts = {
+        "base_model": result.base_model,
+        "recipe": result.config.recipe,
+        "settings": result.config.settings(),
+        "split": {"num_videos": counts, "classes": dict(Counter(manifest.table["label"].to_pylist()))},
+        "best_epoch": result.best_epoch,
+        "num_bad_videos": result.num_bad,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+    return json.loads(json.dumps(facts))
+
+
+def versions() -> dict[str, str]:
+    """Of what decides on the result."""
+    found = {"vidray": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the source that runs, or None where it is no repository (an installed or submitted package)."""
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def model_card(result: Result, meta: CheckpointMeta) -> str:
+    """README.md: what the model is, how good, on what, and how to use it."""
+    figures = "\n".join(f"| {name} | {_number(result.metrics[name])} |" for name in _FIGURES)
+    labels = "\n".join(f"- {label}" for label in meta.labels)
+    view = result.view
+    counts = meta.training["split"]["num_videos"]
+    return f"""---
+library_name: transformers
+pipeline_tag: video-classification
+base_model: {json.dumps(result.base_model, ensure_ascii=False)}
+tags: [video-classification, vidray]
+---
+# Video classifier fine-tuned from {result.base_model}
+
+Trained by vidray {__version__}, recipe `{result.config.recipe}`, on {counts["train"]} videos of
+{len(meta.labels)} classes; validated on {counts["val"]} others. Best epoch: {result.best_epoch}.
+
+| validation, {view.num_clips} clips × {view.num_crops} crops per video | |
+|---|---|
+{figures}
+
+A view is {view.num_frames} frames of {view.size}×{view.size} pixels, span `{view.span}`, stride {view.stride} at 30
+frames per second. `vidray.json` has the settings, the figures per class and the versions.
+
+    vidray score --model FOLDER --source s3://bucket/videos --output s3://bucket/scores
+    transformers.pipeline("video-classification", model="FOLDER")   # one view of the whole video: --span full
+
+## Labels
+{labels}
+"""
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4f}"
+
+
+def write_events(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """TensorBoard events of all numbers in the lines of metrics."""
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for row in rows:
+            for name, value in row.items():
+                if name not in ("step", "epoch", "kind") and isinstance(value, int | float):
+                    writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+
+
+def push_to_hub(folder: Path, repository: str) -> None:
+    """Upload the folder to the Hugging Face Hub, private unless the repository exists and is public."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Trained by vidray")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise RunError(f"the checkpoint is written, but --push-to-hub {repository} failed: {error}") from error
+
+
+def _upload(folder: Path, store: Store) -> None:
+    """All files, ``vidray.json`` last. What an attempt that was cut off wrote is replaced."""
+    paths = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
+    for path in sorted(paths, key=lambda path: (path.name == VIDRAY_FILE, path)):
+        replace(store, path.relative_to(folder).as_posix(), path.read_bytes())
