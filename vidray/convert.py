@@ -14,6 +14,7 @@ import tyro
 
 from vidray.checkpoint import CheckpointMeta, write_vidray_json
 from vidray.errors import UsageError
+from vidray.models.families import find_family
 from vidray.models.processors import processor_json
 from vidray.models.pytorchvideo.variants import VARIANTS
 from vidray.types import REFERENCE_FPS, ViewConfig
@@ -81,13 +82,14 @@ def write_checkpoint(model: Any, view: ViewConfig, folder: Path, *, source: Path
 
     with quiet():
         model.save_pretrained(folder)
-    text = json.dumps(processor_json(view), indent=2) + "\n"
+    family = find_family(model.config.model_type)
+    text = json.dumps(processor_json(view, family=family), indent=2) + "\n"
     (folder / "video_preprocessor_config.json").write_text(text, encoding="utf-8")
     id2label = model.config.id2label
     meta = CheckpointMeta(
         view=view,
         labels=tuple(id2label[index] for index in range(len(id2label))),
-        family=model.config.model_type,
+        family=family.model_type,
         training={} if source is None else {"converted_from": _describe(source)},
     )
     return write_vidray_json(folder, meta)

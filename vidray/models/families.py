@@ -12,7 +12,7 @@ from typing import Any, Literal
 from vidray.errors import UsageError
 from vidray.types import Span
 
-InputRule = Literal["exact", "at_least", "any"]
+InputRule = Literal["exact", "exact_frames", "at_least", "any"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +37,8 @@ class Family:
     """Where config.json has the side of a frame in pixels; ``default_size`` is what Transformers builds without it."""
     default_size: int
     input_rule: InputRule
-    """``exact``: the model takes only its own number of frames and size. ``at_least``: also more. ``any``: any."""
-    num_frames_multiple: int = 1
-    """The number of frames must be a multiple of this."""
+    """``exact``: the model takes only its own number of frames and size. ``exact_frames``: its own number of frames, of
+    its own size or larger. ``at_least``: its own number of frames and size, or more. ``any``: any."""
     stride_key: str | None = None
     """Where config.json has the frames between two sampled ones, if it has."""
     span: Span = "stride"
@@ -164,7 +163,7 @@ _ROWS = (
         std=(1.0, 1.0, 1.0),
     ),
     _pytorchvideo("resnet", "ResNet", default_num_frames=8),
-    _pytorchvideo("slowfast", "SlowFast", default_num_frames=32, num_frames_multiple=4),
+    _pytorchvideo("slowfast", "SlowFast", default_num_frames=32, input_rule="exact_frames"),
     _pytorchvideo("x3d", "X3D", default_num_frames=16),
     _pytorchvideo("mvit", "MViT", default_num_frames=16, input_rule="exact"),
     Family(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vidray.errors import UsageError
-from vidray.models.families import Family
+from vidray.models.families import Family, InputRule
 from vidray.types import ViewConfig
 
 PROCESSOR_FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
@@ -57,11 +57,14 @@ def read_view(processor: Mapping[str, Any], *, config: Mapping[str, Any], family
     )
 
 
-def processor_json(view: ViewConfig) -> dict[str, Any]:
-    """The content of a ``video_preprocessor_config.json`` that says the same as ``view``, for a class of Transformers
-    that does what the file says and nothing else."""
+def processor_json(view: ViewConfig, *, family: Family) -> dict[str, Any]:
+    """The content of a ``video_preprocessor_config.json`` that says the same as ``view``.
+
+    Always one of two plain processors of Transformers, which do what the file says and nothing else.
+    """
+    named = family.input_name == "pixel_values"
     return {
-        "video_processor_type": "VideoMAEVideoProcessor",
+        "video_processor_type": "VideoMAEVideoProcessor" if named else "LlavaOnevisionVideoProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": view.short_side or view.size},
@@ -95,16 +98,26 @@ def _positive(value: object, key: str) -> int:
 
 def check_view(view: ViewConfig, *, config: Mapping[str, Any], family: Family) -> None:
     """Raise UsageError if the model cannot take views of this shape."""
-    got, own = (view.num_frames, view.size), (model_num_frames(config, family), _model_size(config, family))
-    fits = {"exact": got == own, "at_least": got[0] >= own[0] and got[1] >= own[1], "any": True}[family.input_rule]
-    if fits and got[0] % family.num_frames_multiple == 0:
-        return
-    takes = {"exact": "only the frames and size it was built for, ", "at_least": "at least ", "any": ""}
-    multiple = f", a multiple of {family.num_frames_multiple}," if family.num_frames_multiple > 1 else ""
-    raise UsageError(
-        f"{config.get('variant', family.model_type)} takes {takes[family.input_rule]}{own[0]} frames{multiple} of "
-        f"{own[1]} pixels; the views have {got[0]} frames of {got[1]} pixels"
-    )
+    num_frames, size = model_num_frames(config, family), _model_size(config, family)
+    if allowed := refuse_input(family.input_rule, view.num_frames, (view.size, view.size), num_frames, size):
+        raise UsageError(
+            f"{config.get('variant', family.model_type)} takes {allowed}; the views have {view.num_frames} frames of "
+            f"{view.size} pixels"
+        )
+
+
+def refuse_input(rule: InputRule, num_frames: int, sides: tuple[int, int], own_frames: int, own_size: int) -> str:
+    """What is allowed, if a model built for ``own_frames`` of ``own_size`` cannot take the input; else nothing."""
+    frames_fit = num_frames >= own_frames if rule == "at_least" else num_frames == own_frames
+    size_fits = sides == (own_size, own_size) if rule == "exact" else min(sides) >= own_size
+    if rule == "any" or (frames_fit and size_fits):
+        return ""
+    frames, size = f"{own_frames} frames", f"{own_size}×{own_size} pixels"
+    return {
+        "exact": f"only what it was built for, {frames} of {size}",
+        "exact_frames": f"just {frames} of at least {size}",
+        "at_least": f"at least {frames} of at least {size}",
+    }[rule]
 
 
 def _model_size(config: Mapping[str, Any], family: Family) -> int:

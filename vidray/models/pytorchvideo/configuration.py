@@ -20,7 +20,7 @@ class PyTorchVideoConfig(PreTrainedConfig):
     """A name of ``pytorchvideo.models.hub``, for instance ``slow_r50``."""
     num_channels: int = 3
     num_frames: int | None = None
-    """Frames of a clip. The head pools over as many: a clip must have at least these (MViT: just these)."""
+    """Frames of a clip. The head pools over as many: a clip must have at least these (MViT, SlowFast: just these)."""
     image_size: int | None = None
     """Height and width in pixels. The head pools over as much: at least this (MViT: just this)."""
     sampling_rate: int | None = None

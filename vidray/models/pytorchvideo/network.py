@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vidray.errors import UsageError
+from vidray.models.families import find_family
+from vidray.models.processors import refuse_input
 from vidray.models.pytorchvideo.configuration import PyTorchVideoConfig
 from vidray.models.pytorchvideo.variants import SLOWFAST_ALPHA, VARIANTS
 
@@ -52,25 +54,13 @@ def pathways(pixels: Tensor) -> list[Tensor]:
 
 def check_input(shape: tuple[int, ...], config: PyTorchVideoConfig) -> None:
     """Raise UsageError if the network cannot take ``pixel_values`` of this shape."""
+    if len(shape) != 5 or shape[0] < 1 or shape[2] != config.num_channels:
+        expected = f"(batch, frames, {config.num_channels}, height, width)"
+        raise UsageError(f"{config.variant} takes {expected}, got {shape}")
+    rule = find_family(config.model_type).input_rule
     num_frames, size = config.num_frames or 0, config.image_size or 0
-    exact = config.architecture == "mvit"
-    fits = len(shape) == 5 and shape[0] > 0 and shape[2] == config.num_channels
-    if fits and exact:
-        fits = (shape[1], shape[3], shape[4]) == (num_frames, size, size)
-    elif fits:
-        fits = shape[1] >= num_frames and min(shape[3:]) >= size
-        fits = fits and (config.architecture != "slowfast" or shape[1] % SLOWFAST_ALPHA == 0)
-    if not fits:
-        raise UsageError(f"{config.variant} takes {_allowed(config, exact)}, got {tuple(shape)}")
-
-
-def _allowed(config: PyTorchVideoConfig, exact: bool) -> str:
-    least = "" if exact else "at least "
-    multiple = f", a multiple of {SLOWFAST_ALPHA}," if config.architecture == "slowfast" else ""
-    return (
-        f"(batch, frames, {config.num_channels}, height, width) with {least}{config.num_frames} frames{multiple} of "
-        f"{least}{config.image_size}×{config.image_size} pixels"
-    )
+    if allowed := refuse_input(rule, shape[1], (shape[3], shape[4]), num_frames, size):
+        raise UsageError(f"{config.variant} takes {allowed}, got (batch, frames, channels, height, width) {shape}")
 
 
 def _build(config: PyTorchVideoConfig) -> nn.Module:
