@@ -11,6 +11,7 @@ import yaml
 
 from vidray.cli import parse
 from vidray.config import ScoreConfig
+from vidray.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,12 +33,15 @@ def test_the_ray_cluster_has_its_head_among_its_node_types():
     assert cluster["available_node_types"]["head"]["resources"]["CPU"] == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/output.md", "docs/preprocessing.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/design.md", "docs/output.md", "docs/preprocessing.md", "docs/training.md"]
+)
 def test_links_and_flags_in_the_docs_exist(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert ((ROOT / page).parent / target).exists(), target
-    flags = {name.replace("_", "-") for name in (*ScoreConfig.__dataclass_fields__, *limit_names())}
+    fields = [*ScoreConfig.__dataclass_fields__, *TrainConfig.__dataclass_fields__, *limit_names()]
+    flags = {name.replace("_", "-") for name in fields}
     others = {"working-dir", "help", "address"}
     for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text):
         assert flag in flags | others, f"--{flag}"

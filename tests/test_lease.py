@@ -12,12 +12,12 @@ import time
 import pytest
 
 from vidray.errors import RunError
-from vidray.scoring.lease import Lease, LeaseLostError
+from vidray.lease import Lease, LeaseLostError
 from vidray.storage import Store
 
 HOLD = """
 import sys
-from vidray.scoring.lease import Lease
+from vidray.lease import Lease
 from vidray.storage import Store
 with Lease(Store(sys.argv[1])).held() as lease:
     print("held", flush=True)

@@ -21,9 +21,10 @@ from vidray.models.families import FAMILIES, Family
 from vidray.storage import Store
 from vidray.training.config import TrainConfig
 from vidray.training.keeper import StoreKeeper
-from vidray.training.loop import Loop, Task
+from vidray.training.loop import Loop
 from vidray.training.optim import add_drop_path, freeze
 from vidray.training.ranks import Ranks
+from vidray.training.task import Task
 from vidray.types import ViewConfig
 
 VIEW = ViewConfig(num_frames=8, size=32, num_clips=1, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -16,7 +16,7 @@ from vidray import __version__
 from vidray.config import ScoreConfig, config_file_arguments
 from vidray.errors import RunError, TooManyFailuresError, UsageError
 
-_USAGE = f"""vidray {__version__}: score buckets of videos with a model, into Parquet that anyone can query
+_USAGE = f"""vidray {__version__}: fine-tune video classifiers, and score buckets of videos into Parquet
 
 usage: vidray COMMAND [OPTIONS]
 
@@ -27,7 +27,7 @@ commands:
   evaluate  evaluate a checkpoint on labelled videos
   convert   make a checkpoint from published weights of MoViNet or PyTorchVideo
   models    list the models: parameters, input, published accuracy, where their weights are
-  demo      make a small bucket of videos, score it, and query the result
+  demo      make videos, train a small model on them, score others, and query the result
 
 vidray COMMAND --help explains a command.
 """

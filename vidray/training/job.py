@@ -9,9 +9,10 @@ from typing import Any
 
 from vidray.checkpoint import VIDRAY_FILE
 from vidray.errors import UsageError
+from vidray.lease import Lease
 from vidray.storage import Store
 from vidray.training.config import EvaluateConfig, TrainConfig
-from vidray.training.plan import prepare
+from vidray.training.plan import Plan, prepare
 
 
 def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -30,6 +31,12 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[st
         return figures
     counts = {split: plan.manifest.count(split) for split in ("train", "val")}
     say(f"{counts['train']} videos to train on, {counts['val']} to validate with, {len(plan.manifest.labels)} classes")
+    with Lease(store).held():
+        _work(config, plan, say)
+    return _published(store)
+
+
+def _work(config: TrainConfig, plan: Plan, say: Callable[[str], None]) -> None:
     if _in_process(config):
         from vidray.training.ranks import Ranks
         from vidray.training.worker import Surroundings, choose_device, work
@@ -39,7 +46,6 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[st
         from vidray.training.trainer import train_on_ray
 
         train_on_ray(config, say=say)
-    return _published(store)
 
 
 def _in_process(config: TrainConfig) -> bool:

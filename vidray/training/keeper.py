@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vidray.storage import Store
-from vidray.training.loop import METRICS_FILE, Loop
+from vidray.training.loop import Loop
 from vidray.training.ranks import Ranks
 from vidray.training.state import Background, DamagedStateError, State, StateStore, Tensors
+from vidray.training.task import METRICS_FILE
 
 BEST_PREFIX = "_train/best"
 

@@ -26,7 +26,7 @@ from vidray.models.loading import quiet
 from vidray.storage import Store
 from vidray.training.config import TrainConfig
 from vidray.training.keeper import replace
-from vidray.training.loop import METRICS_FILE
+from vidray.training.task import METRICS_FILE
 from vidray.types import ViewConfig
 
 _PACKAGES = ("torch", "torchvision", "transformers", "ray", "av", "numpy")

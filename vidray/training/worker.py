@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from vidray.training.config import TrainConfig
 from vidray.training.data import bad_videos_table, check_failure_rate, make_clip_source
 from vidray.training.evaluate import Judge, evaluate
 from vidray.training.keeper import StoreKeeper
-from vidray.training.loop import Loop, Task, use_bf16
+from vidray.training.loop import Loop, use_bf16
 from vidray.training.plan import Plan, read_plan
 from vidray.training.pools import MakePool
 from vidray.training.publish import Result, publish
 from vidray.training.ranks import Ranks
+from vidray.training.task import Task
 from vidray.training.trackers import Trackers
 
 
@@ -104,6 +106,7 @@ def prepare_torch(config: TrainConfig, ranks: Ranks) -> None:
     if ranks.device.type == "cpu" and config.threads:
         torch.set_num_threads(config.threads)
     if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
 
