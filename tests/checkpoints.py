@@ -145,6 +145,7 @@ TINY: dict[str, dict[str, Any]] = {
 """A config for each family that makes a network of a fraction of a second."""
 
 _PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "timesformer": ("VideoMAE", {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}),
     "vivit": ("Vivit", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 127.5}),
     "vjepa2": ("VJEPA2", {}),
     "videoprism_vision_model": ("VideoMAE", {"do_normalize": False}),

@@ -22,6 +22,8 @@ from vidray.scoring.predictor import Predictor
 from vidray.types import Limits
 from vidray.views import decode_views
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BRIGHT = 132
 MARGIN = 4
 """No pixel is nearer to the threshold: rounding, which differs between machines, cannot change an answer."""

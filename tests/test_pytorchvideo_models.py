@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,10 @@ from vidray.models.pytorchvideo.modeling import MODEL_CLASSES
 from vidray.models.pytorchvideo.network import find_head, pathways
 from vidray.models.pytorchvideo.variants import VARIANTS, find_variant
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILY_NAMES = [name for name in FAMILIES if name.startswith("pytorchvideo_")]
 ARCHITECTURES = [name.removeprefix("pytorchvideo_") for name in FAMILY_NAMES]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(architecture: str, *, num_labels: int = 3, **changes: Any) -> Any:

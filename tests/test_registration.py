@@ -15,6 +15,8 @@ from vidray.checkpoint import read_checkpoint
 from vidray.models.families import FAMILIES
 from vidray.scoring.predictor import Predictor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OURS = [row.model_type for row in FAMILIES.values() if row.module.startswith("vidray.")]
 
 

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from vidray.checkpoint import Checkpoint, read_checkpoint, result_key
 from vidray.config import ScoreConfig
 from vidray.errors import RunError, TooManyFailuresError
-from vidray.scoring import history, output
 from vidray.lease import Lease
+from vidray.scoring import history, output
 from vidray.scoring.output import Collector
 from vidray.scoring.plan import Plan, commit_plan, find_resumable, plan_fresh
 from vidray.scoring.progress import Progress, format_bytes, format_seconds

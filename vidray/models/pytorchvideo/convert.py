@@ -29,15 +29,18 @@ def convert_pytorchvideo(
     Raises: UsageError that names each tensor which is missing, left over, or of the wrong shape.
     """
     model_class = MODEL_CLASSES[find_variant(variant).architecture]
+    config_class: Any = model_class.config_class
+    with torch.device("meta"):
+        blueprint = model_class(config_class(variant=variant))
+    head = _head_name(blueprint)
     state = read_state(Path(source))
-    num_labels = _num_labels(state, source)
+    weight = state.get(f"{head}.weight")
+    num_labels = blueprint.num_labels if weight is None else len(weight)  # None: named as missing below
     if labels is not None and len(labels) != num_labels:
         raise UsageError(f"{source} is for {num_labels} classes, got {len(labels)} labels")
     id2label = dict(enumerate(labels or map(str, range(num_labels))))
     label2id = {label: index for index, label in id2label.items()}
-    config_class: Any = model_class.config_class
     model = model_class(config_class(variant=variant, id2label=id2label, label2id=label2id))
-    head = _head_name(model)
     renamed = {_our_name(name, head): tensor for name, tensor in state.items()}
     _check_fit(renamed, model, head=head, source=source)
     model.load_state_dict(renamed)
@@ -54,19 +57,6 @@ def read_state(source: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UsageError(f"{source} must hold a state dict, or one under the key model_state; got something else")
     return state
-
-
-def _num_labels(state: dict[str, Tensor], source: str | Path) -> int:
-    """Rows of the classifier, which is the only ``proj`` of a ResNet's last block or of a transformer's head."""
-    heads = [name for name in state if name == "head.proj.weight" or _is_block_head(name)]
-    if len(heads) != 1:
-        raise UsageError(f"{source} must have one classifier, blocks.N.proj.weight or head.proj.weight, has {heads}")
-    return len(state[heads[0]])
-
-
-def _is_block_head(name: str) -> bool:
-    parts = name.split(".")
-    return len(parts) == 4 and parts[0] == "blocks" and parts[2:] == ["proj", "weight"]
 
 
 def _head_name(model: PyTorchVideoForVideoClassification) -> str:
