@@ -82,9 +82,9 @@ def make_classifier(
     seed: int = 0,
     problem_type: str | None = None,
 ) -> Path:
-    """Write a random classifier of any family of Transformers, without a processor JSON; returns its folder.
+    """Write a random classifier of any family, without a processor JSON; returns its folder.
 
-    Classes are given as (module below ``transformers.models``, name).
+    Classes are given as (module of vidray or below ``transformers.models``, name).
     """
     import torch
 
@@ -96,6 +96,81 @@ def make_classifier(
         _randomise_vectors(model)
     path = Path(folder)
     model.save_pretrained(path)
+    return path
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+TINY: dict[str, dict[str, Any]] = {
+    "videomae": {**SMALL, "image_size": 32, "patch_size": 16, "num_frames": 4},
+    "timesformer": {**SMALL, "image_size": 32, "patch_size": 16, "num_frames": 4},
+    "vivit": {**SMALL, "image_size": 32, "tubelet_size": [2, 16, 16], "num_frames": 4},
+    "vjepa2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "crop_size": 32,
+        "patch_size": 16,
+        "frames_per_clip": 4,
+        "num_pooler_layers": 1,
+        "pred_hidden_size": 24,
+        "pred_num_attention_heads": 2,
+        "pred_num_hidden_layers": 1,
+        "pred_num_mask_tokens": 1,
+    },
+    "videoprism_vision_model": {
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "num_spatial_layers": 1,
+        "num_temporal_layers": 1,
+        "num_auxiliary_layers": 1,
+        "image_size": 36,
+        "tubelet_size": [1, 18, 18],
+        "num_frames": 4,
+    },
+    "pytorchvideo_resnet": {"variant": "slow_r50", "width": 8, "num_frames": 4, "image_size": 32},
+    "pytorchvideo_slowfast": {"variant": "slowfast_r50", "width": 8, "num_frames": 8, "image_size": 32},
+    "pytorchvideo_x3d": {"variant": "x3d_xs", "width": 8, "num_frames": 4, "image_size": 32},
+    "pytorchvideo_mvit": {"variant": "mvit_base_16x4", "width": 16, "num_frames": 4, "image_size": 32},
+    "movinet": {
+        "stem_channels": 8,
+        "blocks": "8:24d 16b|16:32c 40c|24:48b 40d",
+        "project_channels": 32,
+        "hidden_size": 32,
+        "num_frames": 4,
+        "image_size": 32,
+    },
+}
+"""A config for each family that makes a network of a fraction of a second."""
+
+_PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "timesformer": ("VideoMAE", {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}),
+    "vivit": ("Vivit", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 127.5}),
+    "vjepa2": ("VJEPA2", {}),
+    "videoprism_vision_model": ("VideoMAE", {"do_normalize": False}),
+    "movinet": ("VideoMAE", {"do_normalize": False}),
+}
+
+
+def make_family(folder: str | Path, model_type: str, *, labels: Sequence[str], seed: int = 0) -> Path:
+    """Write a tiny random classifier of a family with a processor JSON like the published ones; returns the folder."""
+    from vidray.models.families import FAMILIES
+
+    family = FAMILIES[model_type]
+    path = make_classifier(
+        folder,
+        model_class=(family.module.removeprefix("transformers.models."), family.model_class),
+        config_class=(family.config_module.removeprefix("transformers.models."), family.config_class),
+        labels=labels,
+        config=TINY[model_type],
+        seed=seed,
+    )
+    size = TINY[model_type][family.size_key]
+    name, changes = _PROCESSORS.get(model_type, ("VideoMAE", {}))
+    if model_type.startswith("pytorchvideo"):
+        changes = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}
+    write_processor(path, processor_values(size, **changes), style="new", family=name)
     return path
 
 
@@ -132,7 +207,8 @@ def write_processor(
 
 
 def _import(name: tuple[str, str]) -> Any:
-    return getattr(importlib.import_module(f"transformers.models.{name[0]}"), name[1])
+    module = name[0] if name[0].startswith("vidray.") else f"transformers.models.{name[0]}"
+    return getattr(importlib.import_module(module), name[1])
 
 
 def _randomise_vectors(model: Any) -> None:

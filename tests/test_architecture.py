@@ -26,7 +26,7 @@ LAYERS = [
     },
     {"scoring.pipeline", "training.trainer", "training.ray_pool"},
     {"scoring.job", "training.job"},
-    {"preview", "demo", "cli"},
+    {"preview", "demo", "convert", "cli"},
 ]
 """Ground first, doors last. A module imports from its own layer and those before it."""
 
@@ -100,6 +100,8 @@ def test_training_and_scoring_never_import_each_other():
         ("vidray.scoring.job", {"torch", "transformers", "ray"}),
         ("vidray.scoring.stages", {"torch", "transformers", "ray", "av"}),
         ("vidray.sandbox_child", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),
+        ("vidray.convert", {"torch", "transformers", "ray", "av", "duckdb"}),
+        ("vidray.models.catalogue", {"torch", "transformers", "ray", "av", "duckdb", "pytorchvideo"}),
         ("vidray.views", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),
     ],
 )

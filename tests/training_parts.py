@@ -37,7 +37,7 @@ CONV = Family(
     config_class="",
     default_num_frames=8,
     default_size=32,
-    fixed_input=False,
+    input_rule="any",
     mean=VIEW.mean,
     std=VIEW.std,
 )

@@ -25,6 +25,8 @@ commands:
   preview   show the clips that training or validation would see, as a contact sheet or an animation
   train     fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
   evaluate  evaluate a checkpoint on labelled videos
+  convert   make a checkpoint from published weights of MoViNet or PyTorchVideo
+  models    list the models: parameters, input, published accuracy, where their weights are
   demo      make videos, train a small model on them, score others, and query the result
 
 vidray COMMAND --help explains a command.
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": train,
         "evaluate": evaluate,
         "preview": preview,
+        "convert": convert,
+        "models": models,
         "demo": demo,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -127,7 +131,27 @@ def demo(arguments: list[str]) -> int:
     return run_demo(parse(DemoConfig, arguments, prog="vidray demo"))
 
 
-def parse(config_class: type, arguments: list[str], *, prog: str) -> Any:
+def convert(arguments: list[str]) -> int:
+    """``vidray convert``."""
+    from vidray.convert import Conversion
+    from vidray.convert import convert as run_conversion
+
+    conversion = parse(Conversion, arguments, prog="vidray convert")
+    meta = run_conversion(conversion)
+    print(f"{conversion.output}: {meta.family}, {len(meta.labels)} labels, fingerprint {meta.fingerprint[:12]}…")
+    return 0
+
+
+def models(arguments: list[str]) -> int:
+    """``vidray models``."""
+    from vidray.models.catalogue import CATALOGUE, ModelsConfig, format_table
+
+    config = parse(ModelsConfig, arguments, prog="vidray models")
+    print(format_table([entry for entry in CATALOGUE if config.family in (None, entry.family)]))
+    return 0
+
+
+def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
     """A typed config from flags and, with ``--config FILE``, from a YAML file. Flags win over the file.
 
     Raises UsageError for a file that cannot be read; exits with 2 for flags that are not known.

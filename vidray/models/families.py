@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vidray.errors import UsageError
+from vidray.types import Span
+
+InputRule = Literal["exact", "exact_frames", "at_least", "any"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,10 +36,18 @@ class Family:
     size_key: str = "image_size"
     """Where config.json has the side of a frame in pixels; ``default_size`` is what Transformers builds without it."""
     default_size: int
-    fixed_input: bool
-    """True if the model takes only its own number of frames and size."""
+    input_rule: InputRule
+    """``exact``: the model takes only its own number of frames and size. ``exact_frames``: its own number of frames, of
+    its own size or larger. ``at_least``: its own number of frames and size, or more. ``any``: any."""
+    stride_key: str | None = None
+    """Where config.json has the frames between two sampled ones, if it has."""
+    span: Span = "stride"
+    """What a clip spans where no ``vidray.json`` says it."""
+    num_clips: int = 5
+    """Clips per video where no ``vidray.json`` says it."""
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """How Transformers computes attention. Always named, since a config.json could name code from the Hub instead."""
+    """How Transformers computes attention (``eager`` where it does not). Always named, since a config.json could name
+    code from the Hub instead."""
     head_key: str = "classifier.weight"
     """The classifier's weights, (num_labels, features), in the weights file."""
     mean: tuple[float, float, float]
@@ -48,7 +59,7 @@ class Family:
     """True if the processor subtracts 1 after rescaling, before it normalises (ViViT)."""
 
     def load_classes(self) -> tuple[Any, Any]:
-        """(model class, config class) of Transformers. Slow the first time: imports torch and transformers."""
+        """(model class, config class). Slow the first time: imports torch and transformers."""
         model_class = getattr(importlib.import_module(self.module), self.model_class)
         config_class = getattr(importlib.import_module(self.config_module), self.config_class)
         return model_class, config_class
@@ -69,6 +80,25 @@ def _transformers(model_type: str, name: str, class_name: str, config_name: str,
     )
 
 
+def _pytorchvideo(architecture: str, name: str, **values: Any) -> Family:
+    return Family(
+        **{
+            "model_type": f"pytorchvideo_{architecture}",
+            "module": "vidray.models.pytorchvideo.modeling",
+            "model_class": f"PyTorchVideo{name}ForVideoClassification",
+            "config_module": "vidray.models.pytorchvideo.configuration",
+            "config_class": f"PyTorchVideo{name}Config",
+            "default_size": 224,
+            "input_rule": "at_least",
+            "stride_key": "sampling_rate",
+            "attention": "eager",
+            "mean": (0.45, 0.45, 0.45),
+            "std": (0.225, 0.225, 0.225),
+            **values,
+        }
+    )
+
+
 _ROWS = (
     _transformers(
         "videomae",
@@ -77,7 +107,7 @@ _ROWS = (
         "VideoMAEConfig",
         default_num_frames=16,
         default_size=224,
-        fixed_input=True,
+        input_rule="exact",
         **_IMAGENET,
     ),
     _transformers(
@@ -87,7 +117,7 @@ _ROWS = (
         "TimesformerConfig",
         default_num_frames=8,
         default_size=224,
-        fixed_input=False,
+        input_rule="any",
         attention="eager",
         mean=(0.45, 0.45, 0.45),
         std=(0.225, 0.225, 0.225),
@@ -99,7 +129,7 @@ _ROWS = (
         "VivitConfig",
         default_num_frames=32,
         default_size=224,
-        fixed_input=True,
+        input_rule="exact",
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         rescale_factor=1 / 127.5,
@@ -115,7 +145,7 @@ _ROWS = (
         default_num_frames=64,
         size_key="crop_size",
         default_size=256,
-        fixed_input=False,
+        input_rule="any",
         **_IMAGENET,
     ),
     _transformers(
@@ -127,7 +157,26 @@ _ROWS = (
         logits_have_time=True,
         default_num_frames=16,
         default_size=288,
-        fixed_input=True,
+        input_rule="exact",
+        attention="eager",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    ),
+    _pytorchvideo("resnet", "ResNet", default_num_frames=8),
+    _pytorchvideo("slowfast", "SlowFast", default_num_frames=32, input_rule="exact_frames"),
+    _pytorchvideo("x3d", "X3D", default_num_frames=16),
+    _pytorchvideo("mvit", "MViT", default_num_frames=16, input_rule="exact"),
+    Family(
+        model_type="movinet",
+        module="vidray.models.movinet.modeling",
+        model_class="MoViNetForVideoClassification",
+        config_module="vidray.models.movinet.configuration",
+        config_class="MoViNetConfig",
+        default_num_frames=50,
+        default_size=172,
+        input_rule="any",
+        span="full",
+        num_clips=1,
         attention="eager",
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vidray.errors import UsageError
-from vidray.models.families import Family
+from vidray.models.families import Family, InputRule
 from vidray.types import ViewConfig
 
 PROCESSOR_FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
@@ -36,7 +36,8 @@ def pick_processor(files: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None
 def read_view(processor: Mapping[str, Any], *, config: Mapping[str, Any], family: Family) -> ViewConfig:
     """The view config that a processor JSON and a config.json describe.
 
-    Stride 4 and 5 clips × 1 crop, since neither file says how clips are spread over a video.
+    Neither file says how clips are spread over a video: that is what is usual for the family, mostly 5 clips × 1 crop
+    at stride 4.
 
     Raises:
         UsageError: a value is of no use, or contradicts what the model can take.
@@ -48,29 +49,75 @@ def read_view(processor: Mapping[str, Any], *, config: Mapping[str, Any], family
         num_frames=model_num_frames(config, family),
         size=size,
         short_side=None if short_side == size else short_side,
+        stride=_stride(config, family),
+        span=family.span,
+        num_clips=family.num_clips,
         mean=mean,
         std=std,
     )
 
 
+def processor_json(view: ViewConfig, *, family: Family) -> dict[str, Any]:
+    """The content of a ``video_preprocessor_config.json`` that says the same as ``view``.
+
+    Always one of two plain processors of Transformers, which do what the file says and nothing else.
+    """
+    named = family.input_name == "pixel_values"
+    return {
+        "video_processor_type": "VideoMAEVideoProcessor" if named else "LlavaOnevisionVideoProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": view.short_side or view.size},
+        "default_to_square": False,
+        "resample": 2,
+        "do_center_crop": True,
+        "crop_size": {"height": view.size, "width": view.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(view.mean),
+        "image_std": list(view.std),
+    }
+
+
 def model_num_frames(config: Mapping[str, Any], family: Family) -> int:
     """Frames per clip that the model was built for."""
-    value = config.get(family.num_frames_key, family.default_num_frames)
+    return _positive(config.get(family.num_frames_key, family.default_num_frames), family.num_frames_key)
+
+
+def _stride(config: Mapping[str, Any], family: Family) -> int:
+    """Frames between two sampled ones."""
+    return 4 if family.stride_key is None else _positive(config.get(family.stride_key, 4), family.stride_key)
+
+
+def _positive(value: object, key: str) -> int:
     if not isinstance(value, int) or value < 1:
-        raise UsageError(f"config.json: {family.num_frames_key} must be a positive integer, got {value!r}")
+        raise UsageError(f"config.json: {key} must be a positive integer, got {value!r}")
     return value
 
 
 def check_view(view: ViewConfig, *, config: Mapping[str, Any], family: Family) -> None:
     """Raise UsageError if the model cannot take views of this shape."""
-    if not family.fixed_input:
-        return
-    got, allowed = (view.num_frames, view.size), (model_num_frames(config, family), _model_size(config, family))
-    if got != allowed:
+    num_frames, size = model_num_frames(config, family), _model_size(config, family)
+    if allowed := refuse_input(family.input_rule, view.num_frames, (view.size, view.size), num_frames, size):
         raise UsageError(
-            f"{family.model_type} takes only the frames and size it was built for, {allowed[0]} frames of "
-            f"{allowed[1]} pixels; the views have {got[0]} frames of {got[1]} pixels"
+            f"{config.get('variant', family.model_type)} takes {allowed}; the views have {view.num_frames} frames of "
+            f"{view.size} pixels"
         )
+
+
+def refuse_input(rule: InputRule, num_frames: int, sides: tuple[int, int], own_frames: int, own_size: int) -> str:
+    """What is allowed, if a model built for ``own_frames`` of ``own_size`` cannot take the input; else nothing."""
+    frames_fit = num_frames >= own_frames if rule == "at_least" else num_frames == own_frames
+    size_fits = sides == (own_size, own_size) if rule == "exact" else min(sides) >= own_size
+    if rule == "any" or (frames_fit and size_fits):
+        return ""
+    frames, size = f"{own_frames} frames", f"{own_size}×{own_size} pixels"
+    return {
+        "exact": f"only what it was built for, {frames} of {size}",
+        "exact_frames": f"just {frames} of at least {size}",
+        "at_least": f"at least {frames} of at least {size}",
+    }[rule]
 
 
 def _model_size(config: Mapping[str, Any], family: Family) -> int:
@@ -89,7 +136,7 @@ def _geometry(processor: Mapping[str, Any], model_size: int, family: Family) -> 
     short_side = _square(resized, "processor: size")
     crops = processor.get("do_center_crop") is not False and processor.get("crop_size") is not None
     size = _square(processor["crop_size"], "processor: crop_size") if crops else short_side
-    if family.fixed_input and size != model_size:
+    if family.input_rule == "exact" and size != model_size:
         raise UsageError(
             f"the processor JSON makes frames of {size} pixels, but config.json says {family.size_key} {model_size} "
             f"and {family.model_type} takes no other; correct the one that is wrong"

@@ -1,0 +1,71 @@
+"""After ``import vidray``, Transformers knows vidray's models, in whatever order the two are imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import make_family
+
+from vidray.checkpoint import read_checkpoint
+from vidray.models.families import FAMILIES
+from vidray.scoring.predictor import Predictor
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OURS = [row.model_type for row in FAMILIES.values() if row.module.startswith("vidray.")]
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_importing_vidray_loads_neither_torch_nor_transformers() -> None:
+    code = "import sys, vidray, vidray.models; print({'torch', 'transformers', 'pytorchvideo'} & set(sys.modules))"
+    assert run(code) == "set()"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import vidray; from transformers import AutoConfig, AutoModelForVideoClassification as M",
+        "from transformers import AutoConfig, AutoModelForVideoClassification as M; import vidray",
+        "import vidray; import vidray.models.movinet.modeling; from transformers import AutoConfig, "
+        "AutoModelForVideoClassification as M",
+    ],
+)
+def test_auto_classes_know_the_models_in_whatever_order(imports: str) -> None:
+    code = f"{imports}; print([AutoConfig.for_model(name).model_type for name in {OURS}]); "
+    code += "from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING as names; "
+    code += f"print(all(type(AutoConfig.for_model(name)) in names for name in {OURS}))"
+    assert run(code) == f"{OURS}\nTrue"
+
+
+def test_word_is_left_once_and_taken_back() -> None:
+    code = (
+        "import sys, importlib; before = list(sys.meta_path); import vidray; importlib.reload(vidray); "
+        "waiting = [f for f in sys.meta_path if f not in before]; "
+        "import transformers.models.auto.modeling_auto as auto; "
+        "print(len(waiting), [f for f in sys.meta_path if f in waiting], type(auto.__loader__).__name__)"
+    )
+    assert run(code) == "1 [] SourceFileLoader"
+
+
+@pytest.mark.parametrize("model_type", OURS)
+def test_pipeline_of_transformers_scores_as_vidray_does(model_type: str, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    checkpoint = read_checkpoint(str(make_family(tmp_path, model_type, labels=("left", "right", "still"))))
+    view = checkpoint.view
+    generator = np.random.default_rng(0)
+    frames = generator.integers(0, 256, view.views_shape[1:], dtype=np.uint8)
+    ours = dict(Predictor(checkpoint, top_k=3).predict([frames[None]])[0].top_k)
+
+    pipe = pipeline("video-classification", model=str(tmp_path))
+    inputs = pipe.video_processor(torch.from_numpy(frames).permute(0, 3, 1, 2), return_tensors="pt")
+    theirs = {row["label"]: row["score"] for row in pipe.postprocess(pipe.forward(inputs), top_k=3)}
+    assert theirs == pytest.approx(ours, abs=1e-5)
