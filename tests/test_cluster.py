@@ -24,7 +24,7 @@ from vidray.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 
 cluster = Cluster()
-cluster.add_node(num_cpus=1, resources={{"head": 1}}, include_dashboard=False)
+cluster.add_node(num_cpus=2, include_dashboard=False)
 second = cluster.add_node(num_cpus=1)
 cluster.add_node(num_cpus=0, num_gpus=1)
 ray.init(cluster.address, log_to_driver=False)
@@ -39,7 +39,7 @@ def remove_second_node():
 if {remove}:
     threading.Thread(target=remove_second_node, daemon=True).start()
 config = ScoreConfig(
-    source=(videos,), model=model, output=output, views="1x1", span="full", rows_per_part=8, decoders="1:2",
+    source=(videos,), model=model, output=output, views="1x1", span="full", rows_per_part=8, decoders="2",
 )
 job = ScoreJob(config, make_stages=node_stages(report))
 (summary,) = job.run()
