@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="measure the compiled Predictor, too")
     parser.add_argument("--batch-size", type=int, help="clips per forward (default: the Predictor's)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="to measure each column for, at least")
+    parser.add_argument("--seconds", type=float, default=5.0, help="to measure each column for, at least (default 5)")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -109,26 +109,17 @@ def line(name: str, case: Case, args: argparse.Namespace, device: torch.device, 
     batch = predictors["Predictor"].batch_size
     views = random_views(case.view, batch)
     macs = multiply_adds(model.to(device), case, device)
-    cells = [cell("eager fp32", eager(model, case, views, device), batch, macs, peaks[torch.float32], args, device)]
+    runs = {"eager fp32": (eager(model, case, views, device), peaks[torch.float32])}
     for title, predictor in predictors.items():
         peak = peaks[torch.float32 if predictor.precision == "fp32" else torch.bfloat16]
-        run = predict(predictor, views)
-        cells.append(cell(f"{title} {predictor.precision}", run, batch, macs, peak, args, device))
+        runs[f"{title} {predictor.precision}"] = (predict(predictor, views), peak)
+    seconds = best_seconds([run for run, _ in runs.values()], device, at_least=args.seconds)
+    cells = [
+        f"{title} {batch / best:.2f} ({batch / best * macs / peak:.0%})"
+        for (title, (_, peak)), best in zip(runs.items(), seconds, strict=True)
+    ]
     shape = f"{case.view.num_frames}×{case.view.size}²"
     return f"{name:16} {shape:12} {batch:5} {macs / 1e9:8.2f}  {'   '.join(cells)}"
-
-
-def cell(
-    title: str,
-    run: Callable[[], object],
-    batch: int,
-    macs: float,
-    peak: float,
-    args: argparse.Namespace,
-    device: torch.device,
-) -> str:
-    clips_per_second = batch / median_seconds(run, device, at_least=args.seconds)
-    return f"{title} {clips_per_second:.2f} ({clips_per_second * macs / peak:.0%})"
 
 
 def eager(model: torch.nn.Module, case: Case, views: np.ndarray, device: torch.device) -> Callable[[], object]:
@@ -175,13 +166,15 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return size**3 / seconds
 
 
-def median_seconds(run: Callable[[], object], device: torch.device, *, at_least: float) -> float:
-    """Of one call, after a first one that warms up."""
-    measured(run, device)
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < at_least:
-        times.append(measured(run, device))
-    return float(np.median(times))
+def best_seconds(runs: list[Callable[[], object]], device: torch.device, *, at_least: float) -> list[float]:
+    """The shortest call of each. They take turns, so that a machine with other work is as busy for one as for all."""
+    for run in runs:
+        measured(run, device)
+    times: list[list[float]] = [[] for _ in runs]
+    while len(times[0]) < 3 or min(map(sum, times)) < at_least:
+        for run, taken in zip(runs, times, strict=True):
+            taken.append(measured(run, device))
+    return [min(taken) for taken in times]
 
 
 def measured(run: Callable[[], object], device: torch.device) -> float:
