@@ -55,7 +55,21 @@ def build(model_type: str) -> torch.nn.Module:
     return model_class(config_class(**_SIZES | _MORE.get(model_type, {}), num_labels=3))
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+LAYERED = ("timesformer", "videomae", "videoprism_vision_model", "vivit", "vjepa2")
+"""The families whose layers layer-wise decay and drop path know; the networks of convolutions are refused."""
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(LAYERED)))
+def test_what_needs_layers_is_refused_for_families_without_known_ones(name):
+    model, family = torch.nn.Linear(1, 1), FAMILIES[name]
+    with pytest.raises(UsageError, match="--layer-decay"):
+        parameter_groups(model, family, make_config(layer_decay=0.5).hyper)
+    with pytest.raises(UsageError, match="--drop-path"):
+        add_drop_path(model, family, 0.1)
+    assert parameter_groups(model, family, make_config(layer_decay=1.0).hyper)
+
+
+@pytest.fixture(scope="module", params=LAYERED)
 def built(request) -> tuple[torch.nn.Module, str]:
     return build(request.param), request.param
 

@@ -113,7 +113,7 @@ def test_arrays_of_another_kind_raise_since_no_video_is_to_blame(checkpoint: Che
 
 
 def test_views_that_the_model_cannot_take_are_refused(checkpoint: Checkpoint) -> None:
-    with pytest.raises(UsageError, match="8 frames of 32 pixels"):
+    with pytest.raises(UsageError, match="8 frames of 32×32 pixels"):
         Predictor(checkpoint, view=dataclasses.replace(checkpoint.view, num_frames=16))
 
 

@@ -365,7 +365,7 @@ def test_no_file_descriptor_is_lost_over_many_decodes(sandbox: Sandbox) -> None:
 
 def test_no_file_descriptor_nor_process_is_lost_over_many_children(sandbox: Sandbox) -> None:
     sandbox.close()
-    before = _num_open_fds()
+    before, children = _num_open_fds(), set(psutil.Process().children())
     for i in range(20):
         sandbox.decode(GOOD)
         if i % 2:
@@ -373,7 +373,7 @@ def test_no_file_descriptor_nor_process_is_lost_over_many_children(sandbox: Sand
         else:
             sandbox.close()
     assert _num_open_fds() == before
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= children
 
 
 # -- what the child has ----------------------------------------------------------------------------------------------
