@@ -38,7 +38,7 @@ def one_thread():
 def videos(tmp_path_factory) -> Path:
     """Shapes that move left or right: no single frame tells which."""
     folder = tmp_path_factory.mktemp("videos")
-    for number in range(200):
+    for number in range(300):
         label = LABELS[number % 2]
         (folder / label).mkdir(exist_ok=True)
         (folder / label / f"{number:03d}.mp4").write_bytes(motion_video(label, seed=number, num_frames=12))
@@ -48,7 +48,7 @@ def videos(tmp_path_factory) -> Path:
 def config(videos: Path, model: Path, output: Path, **values: Any) -> TrainConfig:
     chosen = {
         "flip": False,
-        "epochs": 12,
+        "epochs": 24,
         "learning_rate": 1e-3,
         "schedule": "cosine",
         "weight_decay": 0.05,
