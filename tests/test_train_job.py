@@ -160,10 +160,10 @@ def test_the_published_folder_says_all_about_the_run(trained):
     assert found["view"]["num_clips"] == 2
     assert found["labels"] == list(LABELS)
     assert found["training"]["recipe"] == "guide"
-    assert found["training"]["split"]["num_videos"] == {"train": 160, "val": 40, "test": 0}
+    assert found["training"]["split"]["num_videos"] == {"train": 240, "val": 60, "test": 0}
     assert found["training"]["versions"]["torch"] == torch.__version__.split("+")[0]
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines if line["kind"] == "validation"] == list(range(12))
+    assert [line["epoch"] for line in lines if line["kind"] == "validation"] == list(range(24))
     assert lines[-1]["kind"] == "final"
     assert lines[-1]["accuracy"] == found["metrics"]["accuracy"]
     for name in ("report/curves.png", "report/confusion.png"):
@@ -289,3 +289,13 @@ def test_flags_win_over_the_recipe():
     assert paper.learning_rate == pytest.approx(5e-4 * 64 / 256)
     assert (paper.warmup_share, paper.mixup, paper.layer_decay) == (0.1, 0.8, 0.75)
     assert TrainConfig(**base, recipe="videomae", mixup=0.0, learning_rate=1.0).hyper.mixup == 0
+
+
+def test_relative_places_are_the_same_to_workers_that_run_elsewhere(few, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, target in (("videos", few), ("base", model)):
+        (tmp_path / name).symlink_to(target)
+    train(small(Path("videos"), Path("base"), Path("out"), epochs=1), say=lambda text: None)
+    settings = json.loads((tmp_path / "out" / "_train" / "settings.json").read_text())
+    assert settings["source"] == [str(tmp_path / "videos")]
+    assert settings["model"] == str(tmp_path / "base")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[st
     from vidray.training.trackers import check_trackers
 
     check_trackers(config)
+    config = _placed(config)
     plan = prepare(config, say=say)
     store = Store(config.output)
     if plan.is_finished:
@@ -46,6 +48,21 @@ def _work(config: TrainConfig, plan: Plan, say: Callable[[str], None]) -> None:
         from vidray.training.trainer import train_on_ray
 
         train_on_ray(config, say=say)
+
+
+def _placed(config: TrainConfig) -> TrainConfig:
+    """With local places as absolute paths: Ray's workers run in folders of their own."""
+
+    def absolute(place: str) -> str:
+        return place if "://" in place else os.path.abspath(place)
+
+    return dataclasses.replace(
+        config,
+        source=tuple(absolute(place) for place in config.source),
+        model=os.path.abspath(config.model) if os.path.isdir(config.model) else config.model,  # else a Hub id or a URI
+        output=absolute(config.output),
+        video_root=None if config.video_root is None else absolute(config.video_root),
+    )
 
 
 def _in_process(config: TrainConfig) -> bool:
