@@ -60,7 +60,8 @@ def read_view(processor: Mapping[str, Any], *, config: Mapping[str, Any], family
 def processor_json(view: ViewConfig, *, family: Family) -> dict[str, Any]:
     """The content of a ``video_preprocessor_config.json`` that says the same as ``view``.
 
-    Always one of two plain processors of Transformers, which do what the file says and nothing else.
+    Always one of two plain processors of Transformers, which do what the file says and nothing else: ViViT's own
+    subtracts 1, and V-JEPA 2's own ignores the size that it is given.
     """
     named = family.input_name == "pixel_values"
     return {

@@ -23,6 +23,7 @@ from vidray.errors import RunError
 from vidray.labels import LabelledManifest
 from vidray.models.families import Family
 from vidray.models.loading import quiet
+from vidray.models.processors import processor_json
 from vidray.storage import Store
 from vidray.training.config import TrainConfig
 from vidray.training.keeper import replace
@@ -79,7 +80,9 @@ def write_checkpoint(result: Result, folder: Path) -> CheckpointMeta:
         config.num_frames = result.view.num_frames  # transformers.pipeline asks for it
     with quiet():
         result.model.save_pretrained(folder)
-    (folder / "video_preprocessor_config.json").write_text(json.dumps(processor_json(result), indent=2) + "\n")
+    (folder / "video_preprocessor_config.json").write_text(
+        json.dumps(processor_json(result.view, family=result.family), indent=2) + "\n"
+    )
     meta = CheckpointMeta(
         view=result.view,
         labels=result.manifest.labels,
@@ -88,28 +91,6 @@ def write_checkpoint(result: Result, folder: Path) -> CheckpointMeta:
         training=training_facts(result),
     )
     return write_vidray_json(folder, meta)
-
-
-def processor_json(result: Result) -> dict[str, Any]:
-    """For Transformers. Always one of two plain processors: ViViT's own subtracts 1, and V-JEPA 2's own ignores the
-    size that it is given; both would not do what this checkpoint was validated with."""
-    view = result.view
-    named = result.family.input_name == "pixel_values"
-    return {
-        "video_processor_type": "VideoMAEVideoProcessor" if named else "LlavaOnevisionVideoProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": view.short_side or view.size},
-        "default_to_square": False,
-        "resample": 2,
-        "do_center_crop": True,
-        "crop_size": {"height": view.size, "width": view.size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(view.mean),
-        "image_std": list(view.std),
-    }
 
 
 def training_facts(result: Result) -> dict[str, Any]:
