@@ -27,14 +27,20 @@ def free_port() -> int:
 
 @contextmanager
 def head(folder: Path, environment: dict[str, str], dashboard_port: int) -> Iterator[None]:
-    """A Ray head that stays in the foreground, so that ending it ends everything that it started."""
+    """A Ray head that stays in the foreground, so that ending it ends everything that it started.
+
+    Its agent, which starts the jobs, has a port of its own: Ray's default is one for the whole machine, and a head
+    whose agent finds it taken refuses all jobs.
+    """
+    agent_port = free_port()
     flags = ["--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
     flags += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
-    flags += [f"--temp-dir={folder}", "--disable-usage-stats"]
+    flags += [f"--dashboard-agent-listen-port={agent_port}", f"--temp-dir={folder}", "--disable-usage-stats"]
     log = folder.with_suffix(".log").open("w")
     process = subprocess.Popen([RAY, "start", *flags], env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        runs.wait_until(lambda: answers(dashboard_port) or process.poll() is not None, what="the dashboard")
+        for port in (dashboard_port, agent_port):
+            runs.wait_until(lambda port=port: answers(port) or process.poll() is not None, what="the head")
         assert process.poll() is None, folder.with_suffix(".log").read_text()[-3000:]
         yield
     finally:
@@ -72,7 +78,8 @@ def test_ray_job_submit_scores_a_bucket_with_the_token_and_is_refused_without(tm
     port = free_port()
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4)
-    base = runs.clean_environment(RAY_AUTH_MODE="token", PYTHONNOUSERSITE="1")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where the head finds the job's ``python``
+    base = runs.clean_environment(RAY_AUTH_MODE="token", PYTHONNOUSERSITE="1", PATH=path)
     with_token = base | {"RAY_AUTH_TOKEN_PATH": str(token)}
     submit = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", ".", "--"]
     job = ["python", "jobs/score.py", "--source", str(tmp_path / "videos"), "--model", str(model)]
