@@ -222,6 +222,7 @@ def print_memory(results: dict[int, dict[str, Any]]) -> None:
 
 def measure_plan(folder: Path) -> dict[str, Any]:
     """Seconds and peak MiB of planning, of writing the plan, and of the way to the first rows."""
+    from vidray.connection import connected
     from vidray.scoring import pipeline
     from vidray.scoring.plan import commit_plan
 
@@ -234,15 +235,14 @@ def measure_plan(folder: Path) -> dict[str, Any]:
     plan = commit_plan(job.store, plan)
     clock.lap("writing the plan")
     result["videos planned"] = plan.rows.num_rows
-    pipeline.connect("local")
-    clock.lap("starting Ray")
-    cluster = pipeline.read_cluster()
-    layout = pipeline.make_layout(job.config, job.view, cluster, num_rows=plan.rows.num_rows)
-    decode, predict = stub_stages()
-    rows = pipeline.stream(plan.rows, decode=decode, predict=predict, layout=layout, stall_timeout=600)
-    result["rows in the first block"] = next(iter(rows)).num_rows
-    clock.lap("to the first rows")
-    pipeline.disconnect()
+    with connected("local"):
+        clock.lap("starting Ray")
+        cluster = pipeline.read_cluster()
+        layout = pipeline.make_layout(job.config, job.view, cluster, num_rows=plan.rows.num_rows)
+        decode, predict = stub_stages()
+        rows = pipeline.stream(plan.rows, decode=decode, predict=predict, layout=layout, stall_timeout=600)
+        result["rows in the first block"] = next(iter(rows)).num_rows
+        clock.lap("to the first rows")
     return result
 
 

@@ -187,11 +187,11 @@ class ScoreJob:
         )
 
     def _stream(self, rows: pa.Table, collector: Collector, clock: Clock, connection: contextlib.ExitStack) -> None:
-        from vidray.scoring import pipeline  # ray: a second to import, not needed when there is nothing to do
+        from vidray.connection import connected  # ray: a second to import, not needed when there is nothing to do
+        from vidray.scoring import pipeline
 
         self.progress.stage("starting the workers")
-        if pipeline.connect(self.config.ray_address):
-            connection.callback(pipeline.disconnect)
+        connection.enter_context(connected(self.config.ray_address))
         cluster = pipeline.read_cluster()
         layout = pipeline.make_layout(self.config, self.view, cluster, num_rows=rows.num_rows)
         decode, predict = self._make_stages(self.config, self.checkpoint, self.view, layout.threads_per_predictor)

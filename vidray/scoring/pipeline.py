@@ -8,10 +8,7 @@ sizes: hence ``target_max_block_size = None``.)
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from vidray.config import ScoreConfig, parse_pool
+from vidray.connection import last_line
 from vidray.errors import RunError, UsageError
 from vidray.types import ViewConfig
 
@@ -71,44 +69,6 @@ class Layout:
     threads_per_predictor: int | None
 
 
-def connect(address: str | None) -> bool:
-    """Join the cluster at ``address`` or in ``$RAY_ADDRESS``; without either, start Ray on this machine.
-
-    Returns False, and does nothing, if this process is connected already. Raises UsageError if no cluster answers.
-    """
-    if ray.is_initialized():
-        return False
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    # Ray's C++ core writes warnings of no use to a user across the live line; whoever wants them sets the variable.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Threads that spin while they wait take the cores from the decoders: scoring on CPUs is 1.7 times as fast without.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    dashboard = False if address == "local" else None
-    try:
-        with _stderr_closed():
-            ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
-    except ConnectionError as error:
-        raise UsageError(f"--ray-address {address}: no Ray cluster answers there ({error})") from error
-    return True
-
-
-@contextlib.contextmanager
-def _stderr_closed() -> Iterator[None]:
-    """Ray's core says on stderr that its log level was set. What goes wrong is raised, so nothing else is lost."""
-    sys.stderr.flush()
-    with open(os.devnull, "wb") as nothing, contextlib.ExitStack() as undo:
-        kept = os.dup(2)
-        undo.callback(os.close, kept)
-        undo.callback(os.dup2, kept, 2)
-        os.dup2(nothing.fileno(), 2)
-        yield
-
-
-def disconnect() -> None:
-    """Leave the cluster, or stop the one that ``connect`` started."""
-    ray.shutdown()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """What there is to share: now, and when an autoscaler has brought all that it may. Equal on a fixed cluster."""
@@ -147,10 +107,10 @@ def _predict_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Poo
     if on_gpu:
         # No CPU of its own: decoders that came first could otherwise hold all CPUs of the GPU's node for ever.
         low, high = parse_pool(config.predictors or "") or (1, max(1, int(cluster.max_gpus)))
-        return Pool(min_size=low, max_size=high, num_cpus=0, num_gpus=1)
+        return Pool(min_size=low, max_size=high, num_cpus=0, num_gpus=1, calls_per_actor=2)
     # A model on CPUs scales to about eight threads; beyond that, further replicas do better.
     low, high = parse_pool(config.predictors or "") or (max(1, int(cluster.num_cpus) // 8),) * 2
-    return Pool(min_size=low, max_size=high, num_cpus=0.4)
+    return Pool(min_size=low, max_size=high, num_cpus=0.4, calls_per_actor=2)
 
 
 def _decode_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Pool:
@@ -186,17 +146,27 @@ def stream(
             batch_size=None, batch_format="pyarrow", prefetch_batches=2
         )
     except ray.exceptions.RayError as error:
-        raise _explain(error) from error
+        raise RunError(last_line(error)) from error
 
 
 def make_graph(rows: pa.Table, *, decode: Stage, predict: Stage, layout: Layout) -> ray.data.Dataset:
     """The dataset of a run, not yet executed. Decode and predict are two operators, each a pool of actors."""
-    source = PlanSource(rows, rows_per_block=layout.rows_per_block)
     return (
-        ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.num_blocks)
+        _plan_dataset(rows, rows_per_block=layout.rows_per_block)
         .map_batches(decode.cls, fn_constructor_kwargs=decode.kwargs, **_placement(layout, layout.decode))
         .map_batches(predict.cls, fn_constructor_kwargs=predict.kwargs, **_placement(layout, layout.predict))
     )
+
+
+def _plan_dataset(rows: pa.Table, *, rows_per_block: int) -> ray.data.Dataset:
+    """Plan rows in blocks of ``rows_per_block``."""
+    if rows.num_rows <= rows_per_block * BLOCKS_PER_READ_TASK:
+        # Straight from here: a read task needs a worker process, a second of start-up and a hundredth of a core
+        # (and so do the tasks with which from_arrow looks at its blocks).
+        starts = range(0, rows.num_rows, rows_per_block)
+        return ray.data.from_blocks([rows.slice(start, rows_per_block).combine_chunks() for start in starts])
+    source = PlanSource(rows, rows_per_block=rows_per_block)
+    return ray.data.read_datasource(source, num_cpus=READ_CPUS, override_num_blocks=source.num_blocks)
 
 
 def _placement(layout: Layout, pool: Pool) -> dict[str, Any]:
@@ -254,9 +224,3 @@ def _read_task(rows: pa.Table) -> ReadTask:
     data = sink.getvalue().to_pybytes()
     metadata = BlockMetadata(num_rows=rows.num_rows, size_bytes=len(data), exec_stats=None)
     return ReadTask(lambda: [pa.ipc.open_stream(data).read_all()], metadata)
-
-
-def _explain(error: ray.exceptions.RayError) -> RunError:
-    """What a failure inside Ray means for the user: the cause (the last line), without Ray's layers."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return RunError(f"{lines[-1] if lines else type(error).__name__} (Ray's logs in /tmp/ray tell more)")

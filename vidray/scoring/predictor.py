@@ -9,11 +9,13 @@ libgomp reads the variable once, when torch is loaded; a process that has loaded
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -48,6 +50,8 @@ class Scores:
 
 class Predictor:
     """Scores views with a checkpoint. Loads the network when made; ``predict`` may be called again and again.
+
+    Also from several threads: what one call leaves idle between its batches and at its end, another uses.
 
     Args:
         checkpoint: what to score with.
@@ -86,7 +90,7 @@ class Predictor:
         if num_threads is not None:
             torch.set_num_threads(1 if self._num_lanes > 1 else num_threads)
         self.precision = choose_precision(precision, self.device)
-        self.batch_size = batch_size or default_batch_size(self.view, self.device)
+        self._room = self._make_room(batch_size or default_batch_size(self.view, self.device))
         self.top_k = top_k
         self._dtype = _DTYPES[self.precision]
         self._family = checkpoint.family
@@ -94,10 +98,17 @@ class Predictor:
         model = load_model(checkpoint, dtype=self._dtype).to(self.device)
         self._model: Callable[..., Any] = torch.compile(model) if compile else model
         self._pads = compile
-        self._feeds = self._make_feeds()
 
-    def _make_feeds(self) -> list[_Feed]:
-        return [_Feed(self.view, self.device, batch_size=self.batch_size) for _ in range(self._num_lanes)]
+    @property
+    def batch_size(self) -> int:
+        """Views per forward, at most."""
+        return self._room.batch_size
+
+    def _make_room(self, batch_size: int) -> _Room:
+        feeds: queue.SimpleQueue[_Feed] = queue.SimpleQueue()
+        for _ in range(self._num_lanes):
+            feeds.put(_Feed(self.view, self.device, batch_size=batch_size))
+        return _Room(batch_size, feeds)
 
     def predict(self, views: Sequence[np.ndarray]) -> list[Scores]:
         """Score videos, in order.
@@ -133,36 +144,36 @@ class Predictor:
         """(V, num_labels) float32 on the CPU for each video. Halves the batch size for good when memory runs out."""
         flat = [view for video in videos for view in video]
         while flat:
+            room = self._room
             with contextlib.suppress(torch.OutOfMemoryError):
-                logits = torch.cat(self._forward(flat)).cpu()
+                logits = torch.cat(self._forward(flat, room)).cpu()
                 return list(logits.split([len(video) for video in videos]))
-            if self.batch_size == 1:
+            if room.batch_size == 1:
                 raise MemoryError(f"one view of {self.view.views_shape[1:]} does not fit on {self.device}")
-            self.batch_size //= 2
-            self._feeds = self._make_feeds()
+            if room is self._room:  # else another call has halved it meanwhile
+                self._room = self._make_room(room.batch_size // 2)
             torch.cuda.empty_cache()
         return []
 
-    def _forward(self, flat: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """Logits, (n, num_labels), batch by batch; every lane has each ``num_lanes``-th batch."""
-        starts = range(0, len(flat), self.batch_size)
-        batches = [flat[start : start + self.batch_size] for start in starts]
-        if self._num_lanes == 1:
-            return self._run(self._feeds[0], batches)
-        logits: list[torch.Tensor] = [torch.empty(0)] * len(batches)
-        shares = [batches[lane :: self._num_lanes] for lane in range(self._num_lanes)]
-        for lane, results in enumerate(self._lanes.map(self._run, self._feeds, shares)):
-            logits[lane :: self._num_lanes] = results
-        return logits
+    def _forward(self, flat: Sequence[np.ndarray], room: _Room) -> list[torch.Tensor]:
+        """Logits, (n, num_labels), batch by batch. One lane has all batches, several take one after the other."""
+        starts = range(0, len(flat), room.batch_size)
+        batches = [flat[start : start + room.batch_size] for start in starts]
+        shares = [batches] if self._num_lanes == 1 else [[batch] for batch in batches]
+        results = self._lanes.map(self._run, shares, itertools.repeat(room.feeds))
+        return [logits for share in results for logits in share]
 
     @torch.inference_mode()
-    def _run(self, feed: _Feed, batches: Sequence[Sequence[np.ndarray]]) -> list[torch.Tensor]:
-        """The logits of some batches, one after the other."""
-        logits = []
-        for staged in feed.stage(iter(batches)):
-            rows = staged.device if self._pads else staged.device[: staged.count]
-            result = forward_views(self._model, rows, family=self._family, view=self.view, dtype=self._dtype)
-            logits.append(result[: staged.count])
+    def _run(self, batches: Sequence[Sequence[np.ndarray]], feeds: queue.SimpleQueue[_Feed]) -> list[torch.Tensor]:
+        """The logits of some batches, one after the other. Runs on a lane, of which there are as many as feeds."""
+        logits, feed = [], feeds.get()
+        try:
+            for staged in feed.stage(iter(batches)):
+                rows = staged.device if self._pads else staged.device[: staged.count]
+                result = forward_views(self._model, rows, family=self._family, view=self.view, dtype=self._dtype)
+                logits.append(result[: staged.count])
+        finally:
+            feeds.put(feed)
         return logits
 
     def _score(self, logits_VC: torch.Tensor) -> Scores:
@@ -172,6 +183,14 @@ class Predictor:
         scores = aggregate(logits_VC, aggregation=self.view.aggregation, problem_type=problem_type)
         best = top_k(scores, labels=self.checkpoint.labels, k=self.top_k)
         return Scores(top_k=best, logits=logits_VC.numpy())
+
+
+class _Room(NamedTuple):
+    """Where batches are made; replaced as a whole when memory is too short."""
+
+    batch_size: int
+    feeds: queue.SimpleQueue[_Feed]
+    """One for each lane."""
 
 
 class _Slot:

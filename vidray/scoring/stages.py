@@ -170,6 +170,40 @@ def _views_column(room: np.ndarray, is_ok: list[bool]) -> pa.LargeBinaryArray:
     return pa.Array.from_buffers(pa.large_binary(), len(room), buffers)
 
 
+class BusyClock:
+    """Seconds in which at least one thread was inside, however many were: what a worker was busy."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._since = 0.0
+        self._seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._step(1)
+
+    def __exit__(self, *_: object) -> None:
+        self._step(-1)
+
+    def take(self) -> float:
+        """Seconds since this was last asked; all that it says add up to the whole."""
+        with self._lock:
+            self._count()
+            seconds, self._seconds = self._seconds, 0.0
+            return seconds
+
+    def _step(self, change: int) -> None:
+        with self._lock:
+            self._count()
+            self._num_inside += change
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        if self._num_inside:
+            self._seconds += now - self._since
+        self._since = now
+
+
 class PredictStage:
     """Holds one model and scores blocks of decoded videos."""
 
@@ -199,12 +233,16 @@ class PredictStage:
             top_k=top_k,
         )
         self._name = _worker_name()
+        self._busy = BusyClock()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """DECODED_SCHEMA → PREDICTED_SCHEMA, in the same order; failed rows pass through."""
-        started_at, started = time.time(), time.perf_counter()
-        scored = iter(self._predictor.predict(self._views(block)))
-        seconds = time.perf_counter() - started
+        """DECODED_SCHEMA → PREDICTED_SCHEMA, in the same order; failed rows pass through. May be called side by side,
+        so that the next block is there when one ends.
+        """
+        started_at = time.time()
+        with self._busy:
+            scored = iter(self._predictor.predict(self._views(block)))
+        ended_at, seconds = time.time(), self._busy.take()
         rows = [
             self._row(values, next(scored) if values["status"] == Status.OK.value else None)
             for values in block.drop_columns(["views"]).to_pylist()
@@ -212,7 +250,7 @@ class PredictStage:
         num_scored = sum(row["predictor"] is not None for row in rows)
         for row in rows:
             if row["predictor"] is not None:
-                row |= {"predict_started_at": started_at, "predict_ended_at": started_at + seconds}
+                row |= {"predict_started_at": started_at, "predict_ended_at": ended_at}
                 row["predict_seconds"] = seconds / num_scored
         return pa.Table.from_pylist(rows, PREDICTED_SCHEMA)
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import os
 import tempfile
 import threading
 import uuid
@@ -24,6 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from vidray.connection import connected, last_line
 from vidray.errors import RunError, TooManyFailuresError, UsageError
 from vidray.training.config import TrainConfig
 from vidray.training.pools import DecodeCpus, check_decode_cpus
@@ -42,7 +41,7 @@ def train_on_ray(config: TrainConfig, *, say: Callable[[str], None] = print) -> 
         UsageError: the cluster cannot hold the workers and their decoding.
         RunError, TooManyFailuresError: training failed for good.
     """
-    with _connected(config.ray_address):
+    with connected(config.ray_address):
         on_gpu, layout = plan_layout(config, ray.cluster_resources())
         desk = ray.remote(Desk).options(num_cpus=0).remote()
         with _told(desk, say):
@@ -148,7 +147,7 @@ def _fit(config: TrainConfig, *, on_gpu: bool, layout: DecodeCpus, desk: Any) ->
     if (known := ray.get(desk.error.remote())) is not None:
         raise known
     if failure is not None:
-        raise _explain(failure) from failure
+        raise RunError(f"the workers failed too often, at last with: {last_line(failure)}") from failure
 
 
 def _train_loop(_: dict[str, Any], *, config: TrainConfig, layout: DecodeCpus, threads: int, desk: Any) -> None:
@@ -178,28 +177,3 @@ def _train(config: TrainConfig, layout: DecodeCpus, threads: int, desk: Any) -> 
         say=lambda text: desk.put.remote(text),
     )
     work(config, around)
-
-
-@contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[None]:
-    """Within a cluster: the one at ``address`` or in ``$RAY_ADDRESS``, else one on this machine, ended afterwards."""
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    more: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **more)
-    except ConnectionError as error:
-        raise UsageError(f"--ray-address {address}: no Ray cluster answers there ({error})") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _explain(error: BaseException) -> RunError:
-    """What a failure inside Ray means for the user: its last line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
-    return RunError(f"the workers failed too often, at last with: {last} (Ray's logs in /tmp/ray tell more)")
