@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests import runs
 from tests.checkpoints import make_videomae
@@ -284,6 +285,19 @@ def test_a_missing_source_model_or_output_says_so_and_exits_with_2(tmp_path, mod
         text = runs.run(runs.command(**{**places, name: value}), code=2)
         assert str(value) in text, text
         assert "Traceback" not in text
+
+
+def test_weights_that_do_not_fit_are_named_without_rays_pages_and_nothing_is_scored_at_random(tmp_path):
+    model = make_videomae(tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    del tensors["classifier.bias"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    runs.make_bucket(tmp_path / "videos", num_videos=1)
+    text = runs.run(runs.command(source=tmp_path / "videos", model=model, output=tmp_path / "out"), code=2)
+    assert "parameters without a tensor in the file: classifier.bias" in text
+    assert "Traceback" not in text
+    assert "(raylet)" not in text
+    assert runs.parts(tmp_path / "out") == []
 
 
 def test_flags_win_over_the_config_file_and_both_are_one_definition(tmp_path, model):

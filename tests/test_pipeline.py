@@ -118,6 +118,11 @@ def test_a_pool_that_could_never_start_is_refused_at_once(cluster, flags):
         pipeline.make_layout(config(**flags), VIEW, cluster, num_rows=1000)
 
 
+def test_half_precision_is_refused_without_a_gpu_before_anything_starts():
+    with pytest.raises(UsageError, match="--precision fp16 needs a GPU"):
+        pipeline.make_layout(config(precision="fp16"), VIEW, fixed(2), num_rows=1)
+
+
 @pytest.mark.parametrize(
     ("view", "num_rows", "rows"),
     [

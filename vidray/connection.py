@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 
 import ray
 
-from vidray.errors import UsageError
+from vidray.errors import RunError, UsageError
 
 _LOCAL_SETTINGS = {
     # Ray's C++ core writes warnings of no use to a user across the live line.
@@ -63,7 +64,21 @@ def _stderr_closed() -> Iterator[None]:
         yield
 
 
-def last_line(error: BaseException) -> str:
-    """The cause of a failure inside Ray, without Ray's layers, and where to read on."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{lines[-1] if lines else type(error).__name__} (Ray's logs in /tmp/ray tell more)"
+_CAUSE = re.compile(r"^(?!ray\.)([\w.]+(?:Error|Exception|Exit|Interrupt)): (.+)$", re.MULTILINE)
+
+
+def explain(error: BaseException, *, what: str = "") -> UsageError | RunError:
+    """What a failure inside Ray means for a user. Ray hands on the text of the cause alone, among tracebacks and hints.
+
+    Args:
+        what: comes before a cause that is not an error of ours.
+    """
+    text = str(error)
+    causes = _CAUSE.findall(text)
+    for ours in (UsageError, RunError):
+        for name, message in causes:
+            if name == f"{ours.__module__}.{ours.__name__}":
+                return ours(message)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cause = ": ".join(causes[-1]) if causes else lines[-1] if lines else type(error).__name__
+    return RunError(f"{what}{cause} (Ray's logs in /tmp/ray tell more)")

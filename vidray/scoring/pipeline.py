@@ -20,8 +20,8 @@ from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from vidray.config import ScoreConfig, parse_pool
-from vidray.connection import last_line
-from vidray.errors import RunError, UsageError
+from vidray.connection import explain
+from vidray.errors import UsageError
 from vidray.types import ViewConfig
 
 BLOCK_BYTES = 64 * 1024**2
@@ -97,6 +97,8 @@ def make_layout(config: ScoreConfig, view: ViewConfig, cluster: Cluster, *, num_
     Ray waits half an hour, in silence, for an actor that fits on no node; so the minimum of both pools is checked here.
     """
     on_gpu = config.device == "cuda" or (config.device == "auto" and cluster.max_gpus >= 1)
+    if config.precision == "fp16" and not on_gpu:
+        raise UsageError("--precision fp16 needs a GPU; on a CPU take fp32 or bf16")
     predict = _predict_pool(config, cluster, on_gpu=on_gpu)
     decode = _decode_pool(config, cluster, on_gpu=on_gpu)
     _check_fits(decode, predict, cluster)
@@ -149,7 +151,7 @@ def stream(
             batch_size=None, batch_format="pyarrow", prefetch_batches=2
         )
     except ray.exceptions.RayError as error:
-        raise RunError(last_line(error)) from error
+        raise explain(error) from error
 
 
 def make_graph(rows: pa.Table, *, decode: Stage, predict: Stage, layout: Layout) -> ray.data.Dataset:
@@ -195,8 +197,8 @@ def _configure(stall_timeout: float) -> None:
     context.target_max_block_size = None
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = stall_timeout
-    # Ray's lines would break the live line; the plan stays in its log file.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray's lines would break the live line; the plan stays in its log file, and failures are raised.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 class PlanSource(Datasource):

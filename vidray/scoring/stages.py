@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from vidray.errors import VideoError
+from vidray.errors import UsageError, VideoError
 from vidray.sandbox import Sandbox
 from vidray.scoring.output import PREDICTION_SCHEMA, ROW, TOP_K_TYPE
 from vidray.storage import fetch
@@ -222,23 +222,30 @@ class PredictStage:
         from vidray.scoring.predictor import Predictor  # torch: only in the process that predicts
 
         self._view = view
-        self._predictor = Predictor(
-            checkpoint,
-            view=view,
-            device=device,
-            precision=precision,
-            compile=compile,
-            batch_size=batch_size,
-            num_threads=num_threads,
-            top_k=top_k,
-        )
         self._name = _worker_name()
         self._busy = BusyClock()
+        self._refusal: UsageError | None = None
+        try:
+            self._predictor = Predictor(
+                checkpoint,
+                view=view,
+                device=device,
+                precision=precision,
+                compile=compile,
+                batch_size=batch_size,
+                num_threads=num_threads,
+                top_k=top_k,
+            )
+        except UsageError as error:
+            # Raised with the first block: Ray prints a page for an actor that could not be made, and tries it again.
+            self._refusal = error
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """DECODED_SCHEMA → PREDICTED_SCHEMA, in the same order; failed rows pass through. May be called side by side,
         so that the next block is there when one ends.
         """
+        if self._refusal is not None:
+            raise self._refusal
         started_at = time.time()
         with self._busy:
             scored = iter(self._predictor.predict(self._views(block)))

@@ -22,7 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from vidray.connection import connected, last_line
+from vidray.connection import connected, explain
 from vidray.errors import RunError, TooManyFailuresError, UsageError
 from vidray.training.config import TrainConfig
 from vidray.training.pools import DecodeCpus, check_decode_cpus
@@ -147,7 +147,7 @@ def _fit(config: TrainConfig, *, on_gpu: bool, layout: DecodeCpus, desk: Any) ->
     if (known := ray.get(desk.error.remote())) is not None:
         raise known
     if failure is not None:
-        raise RunError(f"the workers failed too often, at last with: {last_line(failure)}") from failure
+        raise explain(failure, what="the workers failed too often, at last with: ") from failure
 
 
 def _train_loop(_: dict[str, Any], *, config: TrainConfig, layout: DecodeCpus, threads: int, desk: Any) -> None:
