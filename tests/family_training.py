@@ -54,7 +54,7 @@ class Recipe:
     """Learning rate of the head alone, above features of whatever size the untrained backbone gives."""
 
 
-_CONVOLUTIONS = Recipe(num_steps=4, learning_rate=2e-3, head_rate=1e-3)
+_CONVOLUTIONS = Recipe(num_steps=4, learning_rate=2e-3, head_rate=2e-3)
 RECIPES = {
     "videomae": Recipe(num_steps=16, learning_rate=3e-3, head_rate=3e-2),
     "timesformer": Recipe(num_steps=16, learning_rate=3e-3, head_rate=1e-2),
@@ -67,7 +67,7 @@ RECIPES = {
     "pytorchvideo_mvit": Recipe(num_steps=8, learning_rate=1e-3, head_rate=3e-3),
     "movinet": Recipe(num_steps=6, learning_rate=1e-2, head_rate=1e-2),
 }
-HEAD_STEPS = 12
+HEAD_STEPS = 24
 FREEZING = (
     *("videomae", "timesformer", "vivit", "vjepa2", "videoprism_vision_model"),
     *("slow_r50", "slowfast_r50", "x3d_xs", "mvit_base_16x4", "movinet_a0_base", "movinet_a0_stream"),

@@ -96,7 +96,7 @@ def test_frozen_backbone_stays_to_the_bit_while_its_head_learns(name: str, train
     first, second = (found["head"] for found in trained[name])
     assert first["changed"] == second["changed"] == ["classifier.weight", "classifier.bias"]
     assert first["without_gradient"] == []
-    assert first["losses"][-1] < 0.98 * first["losses"][0], first["losses"]
+    assert first["losses"][-1] < 0.99 * first["losses"][0], first["losses"]
     assert first["digest"] == second["digest"]
 
 
