@@ -1,12 +1,14 @@
 """Clips per second of each family's base variant on this machine: eager, and as the Predictor runs it.
 
-    python benchmarks/models.py                                   # all families
+    python benchmarks/models.py                                   # all families, as a Markdown table
     python benchmarks/models.py --families x3d_m movinet-a0       # some of them
+    python benchmarks/models.py --precision fp32 bf16             # the Predictor in both
     python benchmarks/models.py --device cuda --compile           # on a GPU, compiled too
 
-*eager* is what a user of Transformers writes: a float32 model in eval mode under ``no_grad``, one batch of contiguous
-pixels that are normalised already, default settings. *Predictor* starts from uint8 views and normalises them, too. Both
-get the same number of clips per batch and as many threads. Weights are random, sizes are the published ones.
+*eager* is what a user of Transformers writes: a float32 model in eval mode under ``no_grad``, and a loop over batches
+that are normalised in float32. *Predictor* is what a score job runs. Both start from the same uint8 views in memory,
+put as many of them into a forward, and have as many threads; the Predictor's lanes, one thread each, share them out.
+Calls take turns and the best one counts. Weights are random, sizes are the published ones.
 
 Multiply-adds are counted by ``torch.utils.flop_counter`` (convolutions and matrix products; half its count). The share
 is of the rate that a large matrix product reached here, in the precision that the column ran in.
@@ -15,6 +17,7 @@ is of the rate that a large matrix product reached here, in the precision that t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -29,10 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vidray.checkpoint import read_checkpoint
+from vidray.checkpoint import Checkpoint, read_checkpoint
 from vidray.convert import movinet_view, write_checkpoint
 from vidray.models.families import FAMILIES, Family
-from vidray.models.predict import normalise
 from vidray.models.pytorchvideo.variants import VARIANTS
 from vidray.scoring.predictor import Predictor
 from vidray.types import ViewConfig
@@ -63,23 +65,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of the Predictor"
-    )
+    precisions = ("auto", "fp32", "bf16", "fp16")
+    parser.add_argument("--precision", nargs="+", choices=precisions, default=["auto"], help="of the Predictor")
     parser.add_argument("--compile", action="store_true", help="measure the compiled Predictor, too")
     parser.add_argument("--batch-size", type=int, help="clips per forward (default: the Predictor's)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
     parser.add_argument("--seconds", type=float, default=5.0, help="to measure each column for, at least (default 5)")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     peaks = {dtype: matmul_peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     rates = ", ".join(f"{str(dtype).removeprefix('torch.')} {peak / 1e9:.0f}" for dtype, peak in peaks.items())
-    print(f"{device_name(device)}, {torch.get_num_threads()} threads; matrix product, G multiply-adds/s: {rates}")
-    print(f"{'model':16} {'input':12} {'batch':>5} {'GMAC':>8}  {'clips/s (share of the peak)':}")
-    for name in args.families:
-        print(line(name, case_of(name), args, device, peaks), flush=True)
+    print(f"{device_name(device)}, {args.threads} threads; matrix product, G multiply-adds/s: {rates}\n")
+    for number, name in enumerate(args.families):
+        cells = measure(case_of(name), args, device, peaks)
+        if number == 0:
+            print_row("model", *cells)
+            print_row(*["---"] * (len(cells) + 1))
+        print_row(name, *cells.values())
+
+
+def print_row(*cells: str) -> None:
+    """A line of a Markdown table."""
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def case_of(name: str) -> Case:
@@ -95,58 +103,92 @@ def case_of(name: str) -> Case:
     return Case(family=family, config=config, view=movinet_view(family.load_classes()[1](**config)))
 
 
-def line(name: str, case: Case, args: argparse.Namespace, device: torch.device, peaks: dict[Any, float]) -> str:
-    """One model's row."""
+def measure(
+    case: Case, args: argparse.Namespace, device: torch.device, peaks: dict[torch.dtype, float]
+) -> dict[str, str]:
+    """One model's row: title of the column to what stands in it."""
     model_class, config_class = case.family.load_classes()
     model = model_class(config_class(**case.config, num_labels=400)).eval()
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(model, case.view, Path(folder) / "model")
-        checkpoint = read_checkpoint(str(Path(folder) / "model"))
-        options = {"device": args.device, "precision": args.precision, "batch_size": args.batch_size}
-        predictors = {"Predictor": Predictor(checkpoint, **options)}
-        if args.compile:
-            predictors["compiled"] = Predictor(checkpoint, compile=True, **options)
-    batch = predictors["Predictor"].batch_size
-    views = random_views(case.view, batch)
+        predictors = make_predictors(read_checkpoint(str(Path(folder) / "model")), args)
+    batch = next(iter(predictors.values())).batch_size
+    views = random_views(case.view, batch * (args.threads if device.type == "cpu" else 4))
     macs = multiply_adds(model.to(device), case, device)
-    runs = {"eager fp32": (eager(model, case, views, device), peaks[torch.float32])}
-    for title, predictor in predictors.items():
-        peak = peaks[torch.float32 if predictor.precision == "fp32" else torch.bfloat16]
-        runs[f"{title} {predictor.precision}"] = (predict(predictor, views), peak)
-    seconds = best_seconds([run for run, _ in runs.values()], device, at_least=args.seconds)
-    cells = [
-        f"{title} {batch / best:.2f} ({batch / best * macs / peak:.0%})"
-        for (title, (_, peak)), best in zip(runs.items(), seconds, strict=True)
+    runs = [eager(model, case, views, batch=batch, device=device, num_threads=args.threads)]
+    runs += [
+        predict(predictor, views, num_threads=1 if title.startswith("Predictor") else args.threads)
+        for title, predictor in predictors.items()
     ]
-    shape = f"{case.view.num_frames}×{case.view.size}²"
-    return f"{name:16} {shape:12} {batch:5} {macs / 1e9:8.2f}  {'   '.join(cells)}"
+    rates = [len(views) / best for best in best_seconds(runs, device, at_least=args.seconds)]
+    cells = {
+        "input": f"{case.view.num_frames}×{case.view.size}²",
+        "batch": str(batch),
+        "GMAC": f"{macs / 1e9:.2f}",
+        "eager fp32, clips/s": f"{rates[0]:.2f} ({rates[0] * macs / peaks[torch.float32]:.0%})",
+    }
+    for (title, predictor), rate in zip(predictors.items(), rates[1:], strict=True):
+        share = rate * macs / peaks[torch.float32 if predictor.precision == "fp32" else torch.bfloat16]
+        cells[f"{title}, clips/s"] = f"{rate:.2f} ({share:.0%})"
+        cells[f"{title} / eager"] = f"{rate / rates[0]:.2f}"
+    return cells
 
 
-def eager(model: torch.nn.Module, case: Case, views: np.ndarray, device: torch.device) -> Callable[[], object]:
-    """One forward as a user of Transformers writes it."""
-    pixels = normalise(torch.from_numpy(views), view=case.view).contiguous().to(device)
+def make_predictors(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Predictor]:
+    """By title: one for each precision; compiled ones behind, if asked for."""
+    made = {}
+    for is_compiled in (False, True) if args.compile else (False,):
+        for precision in args.precision:
+            predictor = Predictor(
+                checkpoint,
+                device=args.device,
+                precision=precision,
+                compile=is_compiled,
+                batch_size=args.batch_size,
+                num_threads=args.threads,
+            )
+            made[f"{'compiled' if is_compiled else 'Predictor'} {predictor.precision}"] = predictor
+    return made
+
+
+def eager(
+    model: torch.nn.Module, case: Case, views: np.ndarray, *, batch: int, device: torch.device, num_threads: int
+) -> Callable[[], object]:
+    """The loop that a user of Transformers writes."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (case.view.mean, case.view.std))
+    batches = torch.from_numpy(views).split(batch)
 
     @torch.no_grad()
     def run() -> object:
-        return model(**{case.family.input_name: pixels})
+        torch.set_num_threads(num_threads)
+        logits = []
+        for batch_NTHWC in batches:
+            pixels = (batch_NTHWC.to(device).permute(0, 1, 4, 2, 3).contiguous().float() / 255 - mean) / std
+            logits.append(model(**{case.family.input_name: pixels}).logits)
+        return torch.cat(logits).cpu()
 
     return run
 
 
-def predict(predictor: Predictor, views: np.ndarray) -> Callable[[], object]:
-    """One batch as scoring does it."""
+def predict(predictor: Predictor, views: np.ndarray, *, num_threads: int) -> Callable[[], object]:
+    """The same views as scoring runs them, each a video of its own.
+
+    ``num_threads`` is what the Predictor has set for each of its lanes; the loop above has set another number since.
+    """
+    videos = list(views[:, None])
 
     def run() -> object:
-        (scores,) = predictor.predict([views])
-        if scores.error:
-            raise RuntimeError(scores.error)
+        torch.set_num_threads(num_threads)
+        scores = predictor.predict(videos)
+        if error := next((score.error for score in scores if score.error), None):
+            raise RuntimeError(error)
         return scores
 
     return run
 
 
-def random_views(view: ViewConfig, batch: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (batch, *view.views_shape[1:]), dtype=np.uint8)
+def random_views(view: ViewConfig, num_views: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (num_views, *view.views_shape[1:]), dtype=np.uint8)
 
 
 def multiply_adds(model: torch.nn.Module, case: Case, device: torch.device) -> float:

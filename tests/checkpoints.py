@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -81,10 +82,11 @@ def make_classifier(
     config: dict[str, Any],
     seed: int = 0,
     problem_type: str | None = None,
+    spread: float = 1,
 ) -> Path:
     """Write a random classifier of any family, without a processor JSON; returns its folder.
 
-    Classes are given as (module of vidray or below ``transformers.models``, name).
+    Classes are given as (module of vidray or below ``transformers.models``, name). ``spread`` multiplies all matrices.
     """
     import torch
 
@@ -94,6 +96,7 @@ def make_classifier(
         torch.manual_seed(seed)
         model = _import(model_class)(values)
         _randomise_vectors(model)
+        _spread(model, spread)
     path = Path(folder)
     model.save_pretrained(path)
     return path
@@ -144,6 +147,54 @@ TINY: dict[str, dict[str, Any]] = {
 }
 """A config for each family that makes a network of a fraction of a second."""
 
+
+def _movinets() -> dict[str, tuple[str, dict[str, Any]]]:
+    """All layers of A0 to A5, each an eighth as wide as published."""
+    from vidray.models.movinet.variants import POSITION_ENCODED, VARIANTS
+
+    def narrow(blocks: str) -> str:
+        return re.sub(r"(\d+)(?=[abcd:])", lambda match: str(max(8, int(match[1]) // 64 * 8)), blocks)
+
+    return {
+        f"movinet_{name}_{kind}": (
+            "movinet",
+            {
+                "variant": name,
+                "stem_channels": 8,
+                "blocks": narrow(variant.blocks),
+                "stream": kind == "stream",
+                "position_encoding": kind == "stream" and name in POSITION_ENCODED,
+            },
+        )
+        for name, variant in VARIANTS.items()
+        for kind in ("base", "stream")
+    }
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ("videomae", "vjepa2", "videoprism_vision_model")},
+    # Spread wider than usual: else the first token of such small networks hardly depends on the video.
+    **{name: (name, {"initializer_range": 0.2}) for name in ("timesformer", "vivit")},
+    "slow_r50": ("pytorchvideo_resnet", {}),
+    "c2d_r50": ("pytorchvideo_resnet", {"variant": "c2d_r50"}),
+    "i3d_r50": ("pytorchvideo_resnet", {"variant": "i3d_r50"}),
+    "csn_r101": ("pytorchvideo_resnet", {"variant": "csn_r101", "num_frames": 8}),
+    "r2plus1d_r50": ("pytorchvideo_resnet", {"variant": "r2plus1d_r50"}),
+    "slowfast_r50": ("pytorchvideo_slowfast", {}),
+    "slowfast_r101": ("pytorchvideo_slowfast", {"variant": "slowfast_r101"}),
+    "x3d_xs": ("pytorchvideo_x3d", {}),
+    "x3d_s": ("pytorchvideo_x3d", {"variant": "x3d_s", "num_frames": 5}),
+    "x3d_m": ("pytorchvideo_x3d", {"variant": "x3d_m", "num_frames": 6}),
+    "x3d_l": ("pytorchvideo_x3d", {"variant": "x3d_l"}),
+    "mvit_base_16x4": ("pytorchvideo_mvit", {"dropout_rate": 0.0}),
+    "mvit_base_32x3": ("pytorchvideo_mvit", {"dropout_rate": 0.0, "variant": "mvit_base_32x3", "num_frames": 8}),
+    **_movinets(),
+}
+"""Every variant as (family, what its tiny config has besides ``TINY``)."""
+
+_SPREADS = {"pytorchvideo_mvit": 5.0}
+"""PyTorchVideo initialises MViT so that the first token of such a small one hardly depends on the video."""
+
 _PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "timesformer": ("VideoMAE", {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}),
     "vivit": ("Vivit", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 127.5}),
@@ -153,8 +204,11 @@ _PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_family(folder: str | Path, model_type: str, *, labels: Sequence[str], seed: int = 0) -> Path:
-    """Write a tiny random classifier of a family with a processor JSON like the published ones; returns the folder."""
+def make_family(folder: str | Path, model_type: str, *, labels: Sequence[str], seed: int = 0, **changes: Any) -> Path:
+    """Write a tiny random classifier of a family with a processor JSON like the published ones; returns the folder.
+
+    ``changes`` are of its tiny config.
+    """
     from vidray.models.families import FAMILIES
 
     family = FAMILIES[model_type]
@@ -163,14 +217,15 @@ def make_family(folder: str | Path, model_type: str, *, labels: Sequence[str], s
         model_class=(family.module.removeprefix("transformers.models."), family.model_class),
         config_class=(family.config_module.removeprefix("transformers.models."), family.config_class),
         labels=labels,
-        config=TINY[model_type],
+        config=TINY[model_type] | changes,
         seed=seed,
+        spread=_SPREADS.get(model_type, 1),
     )
-    size = TINY[model_type][family.size_key]
-    name, changes = _PROCESSORS.get(model_type, ("VideoMAE", {}))
+    size = (TINY[model_type] | changes)[family.size_key]
+    name, values = _PROCESSORS.get(model_type, ("VideoMAE", {}))
     if model_type.startswith("pytorchvideo"):
-        changes = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}
-    write_processor(path, processor_values(size, **changes), style="new", family=name)
+        values = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}
+    write_processor(path, processor_values(size, **values), style="new", family=name)
     return path
 
 
@@ -219,3 +274,12 @@ def _randomise_vectors(model: Any) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def _spread(model: Any, factor: float) -> None:
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)

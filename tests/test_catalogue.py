@@ -59,7 +59,8 @@ def test_every_family_and_variant_is_listed() -> None:
 
 def test_table_has_a_line_for_each_model_and_the_notes_below() -> None:
     lines = format_table(CATALOGUE).splitlines()
-    assert len(lines) == 1 + len(CATALOGUE) + 2 + sum(bool(entry.note) for entry in CATALOGUE)
+    assert lines[1 + len(CATALOGUE)] == ""
+    assert sum(" needs num_frames" in line or " pipeline cannot score " in line for line in lines) == 2
     slow = next(line for line in lines if " slow_r50 " in line)
     for cell in ("32.45M", "8x8 256×256", "74.58 Kinetics-400", "PyTorchVideo's model zoo", "SLOW_8x8_R50.pyth"):
         assert cell in slow

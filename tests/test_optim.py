@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
+from checkpoints import TINY
 from training_parts import make_config, make_model
 
 from vidray.errors import UsageError
-from vidray.models.families import FAMILIES
+from vidray.models.drop_path import DropPath
+from vidray.models.families import FAMILIES, Family
+from vidray.training.layers import add_drop_path
 from vidray.training.optim import (
-    DropPath,
     MovingAverage,
-    add_drop_path,
     freeze,
     learning_rate_factor,
     make_optimizer,
@@ -23,53 +25,47 @@ from vidray.training.optim import (
     trainable,
 )
 
-_SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "num_frames": 4,
+_THREE_LAYERS: dict[str, dict[str, Any]] = {
+    name: {"num_hidden_layers": 3} for name in ("videomae", "timesformer", "vivit", "vjepa2")
+} | {"videoprism_vision_model": {"num_spatial_layers": 3, "num_temporal_layers": 2}}
+_NUM_LAYERS = {
+    "videoprism_vision_model": 5,
+    "pytorchvideo_resnet": 5,  # the stem and four stages
+    "pytorchvideo_slowfast": 5,
+    "pytorchvideo_x3d": 6,  # and the convolutions of the head
+    "pytorchvideo_mvit": 16,
+    "movinet": 6,
 }
-_MORE = {
-    "vjepa2": {
-        "crop_size": 32,
-        "frames_per_clip": 4,
-        "pred_hidden_size": 32,
-        "pred_num_attention_heads": 2,
-        "pred_num_hidden_layers": 1,
-        "num_pooler_layers": 1,
-    },
-    "videoprism_vision_model": {
-        "num_spatial_layers": 3,
-        "num_temporal_layers": 2,
-        "patch_size": 16,
-        "tubelet_size": [1, 16, 16],
-    },
-}
+_HAS_ITS_STEM_IN_THE_STACK = ("pytorchvideo_resnet", "pytorchvideo_slowfast", "pytorchvideo_x3d")
 
 
 def build(model_type: str) -> torch.nn.Module:
     torch.manual_seed(0)
     model_class, config_class = FAMILIES[model_type].load_classes()
-    return model_class(config_class(**_SIZES | _MORE.get(model_type, {}), num_labels=3))
+    model = model_class(config_class(**TINY[model_type] | _THREE_LAYERS.get(model_type, {}), num_labels=3))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("rezero", "norm_c.weight")):  # which start at 0 and hide their branches
+                parameter.fill_(0.5)
+    return model
 
 
-LAYERED = ("timesformer", "videomae", "videoprism_vision_model", "vivit", "vjepa2")
-"""The families whose layers layer-wise decay and drop path know; the networks of convolutions are refused."""
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Two threads of tiny networks wait for each other on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(LAYERED)))
-def test_what_needs_layers_is_refused_for_families_without_known_ones(name):
-    model, family = torch.nn.Linear(1, 1), FAMILIES[name]
-    with pytest.raises(UsageError, match="--layer-decay"):
-        parameter_groups(model, family, make_config(layer_decay=0.5).hyper)
-    with pytest.raises(UsageError, match="--drop-path"):
-        add_drop_path(model, family, 0.1)
-    assert parameter_groups(model, family, make_config(layer_decay=1.0).hyper)
+def pixels_for(model: Any, family: Family, num_videos: int) -> torch.Tensor:
+    """(N, T, C, H, W) noise of the size that the model is for."""
+    num_frames, size = getattr(model.config, family.num_frames_key), getattr(model.config, family.size_key)
+    return torch.randn(num_videos, num_frames, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="module", params=LAYERED)
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
 def built(request) -> tuple[torch.nn.Module, str]:
     return build(request.param), request.param
 
@@ -81,10 +77,34 @@ def test_every_parameter_is_in_one_group_and_each_layer_learns_slower_than_the_o
     scales = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     assert len(scales) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     by_name = {key: scales[id(parameter)] for key, parameter in model.named_parameters()}
-    num_layers = 5 if name.startswith("videoprism") else 3
+    num_layers = _NUM_LAYERS.get(name, 3)
+    bottom = num_layers if name in _HAS_ITS_STEM_IN_THE_STACK else num_layers + 1
     assert by_name["classifier.weight"] == 1
-    assert sorted(set(by_name.values())) == [0.5**power for power in range(num_layers + 1, -1, -1)]
-    assert all(value == 0.5 ** (num_layers + 1) for key, value in by_name.items() if "encoder.embeddings" in key)
+    assert sorted(set(by_name.values())) == [0.5**power for power in range(bottom, -1, -1)]
+    assert all(value == 0.5**bottom for key, value in by_name.items() if "encoder.embeddings" in key)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "power"),
+    [
+        ("pytorchvideo_resnet", "network.blocks.0.conv.weight", 5),
+        ("pytorchvideo_resnet", "network.blocks.4.res_blocks.0.branch2.conv_a.weight", 1),
+        ("pytorchvideo_x3d", "network.blocks.5.pool.pre_conv.weight", 1),
+        ("pytorchvideo_mvit", "network.patch_embed.patch_model.weight", 17),
+        ("pytorchvideo_mvit", "network.cls_positional_encoding.cls_token", 17),
+        ("pytorchvideo_mvit", "network.norm_embed.weight", 0),
+        ("movinet", "movinet.stem.conv.weight", 7),
+        ("movinet", "movinet.blocks.5.rezero", 1),
+        ("movinet", "movinet.project.conv.weight", 0),
+        ("movinet", "head.weight", 0),
+    ],
+)
+def test_layers_of_vidrays_own_families_are_where_they_should_be(name, parameter, power):
+    model = build(name)
+    groups = parameter_groups(model, FAMILIES[name], make_config(layer_decay=0.5).hyper)
+    wanted = dict(model.named_parameters())[parameter]
+    (scale,) = [group["lr_scale"] for group in groups if any(wanted is other for other in group["params"])]
+    assert scale == 0.5**power
 
 
 def test_biases_and_vectors_have_no_weight_decay(built):
@@ -100,9 +120,7 @@ def test_drop_path_reaches_each_layer_changes_training_alone_and_no_name(built):
     model = copy.deepcopy(model)
     names = list(model.state_dict())
     family = FAMILIES[name]
-    size = _SIZES["image_size"] if not name.startswith("videoprism") else model.config.image_size
-    torch.manual_seed(1)
-    pixels = torch.randn(4, _SIZES["num_frames"], 3, size, size)
+    pixels = pixels_for(model, family, 4)
 
     def logits() -> torch.Tensor:
         torch.manual_seed(2)
@@ -113,9 +131,11 @@ def test_drop_path_reaches_each_layer_changes_training_alone_and_no_name(built):
     add_drop_path(model, family, 0.9)
     drops = [module for module in model.modules() if isinstance(module, DropPath)]
     assert {round(drop.probability, 3) for drop in drops} >= {0.0, 0.9}
+    assert [drop.probability for drop in drops] == sorted(drop.probability for drop in drops)
     assert list(model.state_dict()) == names
     torch.testing.assert_close(logits(), before, rtol=0, atol=0)
-    model.train()
+    for drop in drops:
+        drop.train()  # these alone: in training, batch norm and dropout change the logits too
     trained = logits()
     torch.testing.assert_close(logits(), trained, rtol=0, atol=0)
     assert not torch.allclose(trained, before)
@@ -131,9 +151,9 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples():
 
 def test_an_unknown_family_is_refused_with_what_to_do():
     model, family = make_model("conv")
-    with pytest.raises(UsageError, match=r"--drop-path.*tiny-conv"):
+    with pytest.raises(UsageError, match=r"--drop-path.*tiny-conv, only those of movinet, .*take 0"):
         add_drop_path(model, family, 0.1)
-    with pytest.raises(UsageError, match=r"--layer-decay.*tiny-conv"):
+    with pytest.raises(UsageError, match=r"--layer-decay.*tiny-conv, only those of movinet, .*take 1"):
         parameter_groups(model, family, make_config(layer_decay=0.7).hyper)
     add_drop_path(model, family, 0.0)
 
@@ -182,8 +202,7 @@ def test_what_a_classifier_does_not_use_is_frozen_so_that_every_other_parameter_
     model = copy.deepcopy(model).train()
     family = FAMILIES[name]
     freeze(model, family, backbone=False)
-    size = _SIZES["image_size"] if not name.startswith("videoprism") else model.config.image_size
-    model(**{family.input_name: torch.randn(2, 4, 3, size, size)}).logits.square().sum().backward()
+    model(**{family.input_name: pixels_for(model, family, 2)}).logits.square().sum().backward()
     assert [key for key, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
     assert len(trainable(model)) > 0
 

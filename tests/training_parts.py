@@ -21,8 +21,9 @@ from vidray.models.families import FAMILIES, Family
 from vidray.storage import Store
 from vidray.training.config import TrainConfig
 from vidray.training.keeper import StoreKeeper
+from vidray.training.layers import add_drop_path
 from vidray.training.loop import Loop
-from vidray.training.optim import add_drop_path, freeze
+from vidray.training.optim import freeze
 from vidray.training.ranks import Ranks
 from vidray.training.task import Task
 from vidray.types import ViewConfig

@@ -103,8 +103,8 @@ _FROM_HUB = (
         "vivit",
         88_954_000,
         (32, "x2", 224),
-        accuracy="80.0 Kinetics-400",
-        source="arXiv:2103.15691, table 4",
+        accuracy="79.9 Kinetics-400",
+        source="ViViT's README in Scenic, 4×3 views",
         weights="--model google/vivit-b-16x2-kinetics400 --stride 2",
     ),
     _hub(
@@ -114,7 +114,7 @@ _FROM_HUB = (
         375_485_998,
         (16, "x4", 256),
         accuracy="73.7 Something-Something v2",
-        source="V-JEPA 2's README",
+        source="V-JEPA 2's README, 2×3 views",
         weights="--model facebook/vjepa2-vitl-fpc16-256-ssv2",
         note=_NO_NUM_FRAMES,
     ),
@@ -154,7 +154,7 @@ def _movinet(name: str, *, stream: bool) -> Entry:
         size=variant.image_size,
         accuracy=f"{top1:.2f} Kinetics-600",
         source="MoViNet's README in the TensorFlow Model Garden, one view of 10 s",
-        weights=f"movinet_{name}_{kind}.tar.gz (see that README), then vidray convert movinet",
+        weights=f"convert movinet_{name}_{kind}.tar.gz",
     )
 
 
@@ -169,8 +169,8 @@ def _pytorchvideo(name: str) -> Entry:
         rate=f"x{variant.sampling_rate}",
         size=variant.test_size,
         accuracy=f"{variant.top1:.2f} Kinetics-400",
-        source="PyTorchVideo's model zoo",
-        weights=f"{variant.weights_file} of its model zoo, then vidray convert pytorchvideo {name}",
+        source=f"PyTorchVideo's model zoo{'' if variant.architecture == 'mvit' else ', 10×3 views'}",
+        weights=f"convert {variant.weights_file}",
     )
 
 
@@ -181,15 +181,23 @@ CATALOGUE: tuple[Entry, ...] = (
 )
 
 
+_LEGEND = """INPUT: frames x stride (at 30 frames per second) or @ rate, height×width. PARAMETERS: that can be trained.
+WEIGHTS: --model NAME works as it stands, in vidray score and vidray train: NAME is on the Hugging Face Hub.
+  convert FILE.pyth: from https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/FILE.pyth,
+    then vidray convert pytorchvideo VARIANT FILE.pyth FOLDER, then --model FOLDER
+  convert FILE.tar.gz: from https://storage.googleapis.com/tf_model_garden/vision/movinet/FILE.tar.gz, unpack it,
+    then vidray convert movinet FILE FOLDER, then --model FOLDER"""
+
+
 def format_table(entries: Sequence[Entry]) -> str:
-    """Aligned columns, one line per model, notes below."""
+    """Aligned columns, one line per model; below, what the columns mean, and notes."""
     header = ("FAMILY", "VARIANT", "PARAMETERS", "INPUT", "TOP-1", "SOURCE", "WEIGHTS")
     rows = [header, *(_cells(entry) for entry in entries)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
     lines = ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]) for row in rows]
     notes = [f"{entry.family} {entry.variant}: {entry.note}" for entry in entries if entry.note]
     loads = "All load with AutoModelForVideoClassification and transformers.pipeline after `import vidray`"
-    return "\n".join([*lines, "", f"{loads}{', but:' if notes else '.'}", *(f"  {note}" for note in notes)])
+    return "\n".join([*lines, "", _LEGEND, f"{loads}{', but:' if notes else '.'}", *(f"  {note}" for note in notes)])
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ import torch
 
 from vidray.checkpoint import Checkpoint, load_model
 from vidray.errors import UsageError
+from vidray.models.loading import order_channels_last
 from vidray.models.predict import aggregate, forward_views, top_k
 from vidray.models.processors import check_view
 from vidray.types import ViewConfig
@@ -96,6 +97,8 @@ class Predictor:
         self._family = checkpoint.family
         check_view(self.view, config=checkpoint.config, family=self._family)
         model = load_model(checkpoint, dtype=self._dtype).to(self.device)
+        if self.device.type == "cpu":
+            order_channels_last(model)
         self._model: Callable[..., Any] = torch.compile(model) if compile else model
         self._pads = compile
 

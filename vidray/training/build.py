@@ -9,9 +9,10 @@ from torch import nn
 
 from vidray.checkpoint import Checkpoint, local_folder
 from vidray.errors import UsageError
-from vidray.models.loading import quiet
+from vidray.models.loading import align, quiet
 from vidray.training.config import TrainConfig
-from vidray.training.optim import add_drop_path, freeze
+from vidray.training.layers import add_drop_path
+from vidray.training.optim import freeze
 
 
 def build_model(checkpoint: Checkpoint, config: TrainConfig, *, labels: tuple[str, ...]) -> nn.Module:
@@ -58,6 +59,7 @@ def _load(checkpoint: Checkpoint, labels: tuple[str, ...]) -> Any:
         )
     lacking = {key if isinstance(key, str) else key[0] for kind in _LACKS for key in report.get(kind) or ()}
     _refuse_incomplete_backbone(lacking, model.base_model_prefix, folder)
+    align(model)
     model.vidray_missing_head = any(_is_head(key, family.head_key) for key in lacking)
     return model
 

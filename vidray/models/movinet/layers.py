@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from vidray.models.drop_path import DropPath
 from vidray.models.movinet.state import LayerState
 from vidray.models.movinet.variants import LayerSpec
 
@@ -175,24 +176,18 @@ def needs_skip(spec: LayerSpec) -> bool:
     return spec.stride > 1 or spec.in_channels != spec.out_channels
 
 
-def drop_path(x: Tensor, *, rate: float) -> Tensor:
-    """Zeroes the whole of x (B, ...) for a random share ``rate`` of its videos, and scales up the rest."""
-    kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= rate
-    return x * kept / (1 - rate)
-
-
 class Bottleneck(nn.Module):
     """Expand, depthwise convolution, squeeze-excitation, project; times a learned scalar (ReZero), plus the input."""
 
     def __init__(self, spec: LayerSpec, *, activation: str, gating_activation: str, drop_path_rate: float) -> None:
         super().__init__()
-        self.drop_path_rate = drop_path_rate
         self.expand = pointwise(spec.in_channels, spec.expand_channels, activation=activation)
         self.depthwise = ConvNorm(self._depthwise_conv(spec), activation=activation)
         self.se = SqueezeExcitation(spec.expand_channels, activation=activation, gating_activation=gating_activation)
         self.project = pointwise(spec.expand_channels, spec.out_channels, activation=None)
         self.skip = Skip(spec) if needs_skip(spec) else nn.Identity()
         self.rezero = nn.Parameter(torch.zeros(1))
+        self.drop_path = DropPath(drop_path_rate)
 
     @staticmethod
     def _depthwise_conv(spec: LayerSpec, *, spatial_only: bool = False) -> SameConv3d:
@@ -210,10 +205,7 @@ class Bottleneck(nn.Module):
 
     def _add_to_skip(self, x: Tensor, excited: Tensor) -> Tensor:
         """The output, given the input and what comes out of the squeeze-excitation."""
-        residual = self.rezero * self.project(excited)
-        if self.training and self.drop_path_rate > 0:
-            residual = drop_path(residual, rate=self.drop_path_rate)
-        return residual + self.skip(x)
+        return self.drop_path(self.rezero * self.project(excited)) + self.skip(x)
 
 
 class StreamBottleneck(Bottleneck):

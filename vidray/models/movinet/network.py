@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,35 @@ def _drop_path_rates(num_layers: int, last_rate: float) -> list[float]:
 
 
 class _Network(nn.Module):
-    """What both networks share: stem, layers, projection."""
+    """What both networks share: stem, layers, projection.
 
-    def __init__(self, layers: Sequence[LayerSpec], *, num_channels: int, project_channels: int, activation: str):
+    Args:
+        drop_path_rate: of the last layer; less for those before it.
+        layer_options: what a layer must know besides.
+    """
+
+    layer_class: ClassVar[type[Bottleneck]]
+
+    def __init__(
+        self,
+        layers: Sequence[LayerSpec],
+        *,
+        num_channels: int,
+        project_channels: int,
+        activation: str,
+        drop_path_rate: float,
+        **layer_options: Any,
+    ) -> None:
         super().__init__()
         self.specs = tuple(layers)
         stem = SameConv3d(num_channels, layers[0].in_channels, kernel_pixels=3, stride=2)
         self.stem = ConvNorm(stem, activation=activation)
         self.project = pointwise(layers[-1].out_channels, project_channels, activation=activation)
+        rates = _drop_path_rates(len(layers), drop_path_rate)
+        self.blocks = nn.ModuleList(
+            self.layer_class(spec, activation=activation, drop_path_rate=rate, **layer_options)
+            for spec, rate in zip(layers, rates, strict=True)
+        )
 
     @staticmethod
     def _as_volume(frames: Tensor) -> Tensor:
@@ -48,22 +69,7 @@ class _Network(nn.Module):
 class BaseNetwork(_Network):
     """Sees the whole clip at once: 3D convolutions, means over all frames."""
 
-    def __init__(
-        self,
-        layers: Sequence[LayerSpec],
-        *,
-        num_channels: int,
-        project_channels: int,
-        activation: str,
-        gating_activation: str,
-        drop_path_rate: float,
-    ) -> None:
-        super().__init__(layers, num_channels=num_channels, project_channels=project_channels, activation=activation)
-        rates = _drop_path_rates(len(layers), drop_path_rate)
-        self.blocks = nn.ModuleList(
-            Bottleneck(spec, activation=activation, gating_activation=gating_activation, drop_path_rate=rate)
-            for spec, rate in zip(layers, rates, strict=True)
-        )
+    layer_class = Bottleneck
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T, C, H, W) -> (B, project channels)."""
@@ -76,29 +82,7 @@ class BaseNetwork(_Network):
 class StreamNetwork(_Network):
     """Sees frames in order, in chunks of any length: nothing in it looks ahead."""
 
-    def __init__(
-        self,
-        layers: Sequence[LayerSpec],
-        *,
-        num_channels: int,
-        project_channels: int,
-        activation: str,
-        gating_activation: str,
-        drop_path_rate: float,
-        position_encoding: bool,
-    ) -> None:
-        super().__init__(layers, num_channels=num_channels, project_channels=project_channels, activation=activation)
-        rates = _drop_path_rates(len(layers), drop_path_rate)
-        self.blocks = nn.ModuleList(
-            StreamBottleneck(
-                spec,
-                activation=activation,
-                gating_activation=gating_activation,
-                drop_path_rate=rate,
-                position_encoding=position_encoding,
-            )
-            for spec, rate in zip(layers, rates, strict=True)
-        )
+    layer_class = StreamBottleneck
 
     def initial_state(self, *, batch_size: int, height: int, width: int) -> StreamState:
         """The state before the first frame of ``batch_size`` videos of ``height`` × ``width`` pixels."""
