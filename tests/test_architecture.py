@@ -16,9 +16,9 @@ LAYERS = [
     {"types", "errors", "config", "retry", "filesystems", "fetch", "storage", "lease"},
     {
         *("manifest", "manifest_file", "listing", "listing_s3", "patterns", "splits", "label_sources", "labels"),
-        *("sampling", "timeline", "selection", "transforms", "pictures", "random_crops", "decode"),
+        *("sampling", "timeline", "selection", "transforms", "pictures", "random_crops", "video_files", "decode"),
     },
-    {"views", "sandbox_wire", "sandbox_child", "sandbox", "hub", "models", "checkpoint", "metrics"},
+    {"views", "sandbox_wire", "sandbox_child", "sandbox_process", "sandbox", "hub", "models", "checkpoint", "metrics"},
     {
         *("scoring.output", "scoring.history", "scoring.plan"),
         *("scoring.stages", "scoring.predictor", "scoring.progress", "scoring.summary"),
