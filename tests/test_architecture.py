@@ -22,6 +22,7 @@ LAYERS = [
     {
         *("scoring.output", "scoring.history", "scoring.plan"),
         *("scoring.stages", "scoring.predictor", "scoring.progress", "scoring.summary"),
+        *("scoring.streaming", "scoring.stream_predictor"),
         "training",
     },
     {"scoring.pipeline", "training.trainer", "training.ray_pool"},
@@ -99,6 +100,7 @@ def test_training_and_scoring_never_import_each_other():
         ("vidray.cli", {"torch", "transformers", "ray", "av", "duckdb"}),
         ("vidray.scoring.job", {"torch", "transformers", "ray"}),
         ("vidray.scoring.stages", {"torch", "transformers", "ray", "av"}),
+        ("vidray.scoring.streaming", {"torch", "transformers", "ray", "av"}),
         ("vidray.sandbox_child", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),
         ("vidray.convert", {"torch", "transformers", "ray", "av", "duckdb"}),
         ("vidray.models.catalogue", {"torch", "transformers", "ray", "av", "duckdb", "pytorchvideo"}),

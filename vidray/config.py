@@ -136,6 +136,10 @@ class ScoreConfig:
         seconds = self.timeline
         _require(seconds is None or 0 < seconds < math.inf, "--timeline", seconds, "a number of seconds above 0")
 
+    def streams_per_actor(self, num_threads: int | None) -> int:
+        """Videos side by side with --streaming; ``num_threads``: of a model on CPUs, None on a GPU."""
+        return self.batch_size or (16 if num_threads is None else 2 * num_threads)
+
     @property
     def stall_seconds(self) -> float:
         """``stall_timeout_seconds``, or its default."""

@@ -44,7 +44,7 @@ from vidray.sandbox_wire import (
 from vidray.types import WHOLE, Limits, Part, Status, VideoInfo, ViewConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from types import TracebackType
 
 _ENDINGS = (Status.DECODE_TIMEOUT, Status.DECODER_CRASHED, Status.OUT_OF_MEMORY)
@@ -130,7 +130,7 @@ class Sandbox:
         child.copy_views(out)
         return out, info
 
-    def stream(self, data: bytes | memoryview) -> Iterator[tuple[np.ndarray, VideoInfo]]:
+    def stream(self, data: bytes | memoryview) -> Generator[tuple[np.ndarray, VideoInfo], None, None]:
         """The chunks of one video, (T, H, W, C) uint8, each a new array, and what is known so far; the last, with all
         that is known, has fewer frames than those before it, perhaps none.
 
