@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from vidray.types import ViewConfig
+
 ProcessorStyle = Literal["old", "new", "nested", "none"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -227,6 +229,56 @@ def make_family(folder: str | Path, model_type: str, *, labels: Sequence[str], s
         values = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3}
     write_processor(path, processor_values(size, **values), style="new", family=name)
     return path
+
+
+def make_stream(
+    folder: str | Path,
+    *,
+    labels: Sequence[str] = UCF_LABELS,
+    stride: int = 6,
+    size: int = 32,
+    seed: int = 0,
+    **more: Any,
+) -> Path:
+    """Write a tiny MoViNet stream classifier with a ``vidray.json``; returns its folder.
+
+    ReZero is not zero and batch norm has seen frames, so every layer counts, and with it what the network remembers.
+    """
+    import torch
+
+    from vidray.checkpoint import CheckpointMeta, write_vidray_json
+    from vidray.models.movinet.configuration import MoViNetConfig
+    from vidray.models.movinet.modeling import MoViNetForVideoClassification
+
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    config = {**TINY["movinet"], "num_frames": 8, "image_size": size, **names, **more}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MoViNetForVideoClassification(MoViNetConfig(stream=True, **config))
+        _wake_up(model, size)
+    path = Path(folder)
+    model.save_pretrained(path)
+    write_processor(path, processor_values(size, do_normalize=False), style="new")
+    view = ViewConfig(
+        num_frames=8, size=size, stride=stride, span="full", num_clips=1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    )
+    write_vidray_json(path, CheckpointMeta(view=view, labels=tuple(labels), family="movinet"))
+    return path
+
+
+def _wake_up(model: Any, size: int) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("rezero", "position_scale")):
+                parameter.uniform_(0.5, 1.0)
+            elif name.startswith("classifier"):
+                parameter.normal_(0, 0.5)
+        model.train()
+        for _ in range(3):
+            model(torch.rand(2, 6, 3, size, size))
+        model.eval()
 
 
 def processor_values(size: int, **changes: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from vidray.scoring.job import MakeStages, default_stages
 from vidray.scoring.output import ROW
 from vidray.scoring.pipeline import Stage
 from vidray.scoring.stages import DecodeStage, PredictStage
+from vidray.scoring.streaming import StreamStage
 
 NUM_DEATHS = 3
 
@@ -75,6 +76,29 @@ class FaultyPredict(PredictStage):
         result = super().__call__(block)
         if self._victim != "predict":
             return result
+        if dies_now(self._state, block):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return reordered(result)
+
+
+def faulty_streams(*, state: Path) -> MakeStages:
+    """The stage of a streaming run, which dies a few times when it has scored a block."""
+    state.mkdir(parents=True, exist_ok=True)
+
+    def make(*args):
+        _, predict = default_stages(*args)
+        return None, Stage(cls=FaultyStream, kwargs={**predict.kwargs, "state": str(state)})
+
+    return make
+
+
+class FaultyStream(StreamStage):
+    def __init__(self, *, state: str, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self._state = state
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        result = super().__call__(block)
         if dies_now(self._state, block):
             os.kill(os.getpid(), signal.SIGKILL)
         return reordered(result)

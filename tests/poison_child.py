@@ -15,7 +15,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from vidray import sandbox_child, sandbox_wire
 from vidray.errors import VideoError
 from vidray.types import Status, VideoInfo, ViewConfig
+from vidray.video_files import DescriptorFile
 
 _MARKER = b"\nvidray-poison:"
 _MAX_MARKER_BYTES = 256
@@ -37,7 +38,7 @@ def poisoned(data: bytes, fault: str, argument: str = "") -> bytes:
 
 def main(*, control_fd: int, input_fd: int, output_fd: int) -> None:
     """The real child's loop around a decode that looks for the marker first."""
-    from vidray.views import decode_views
+    from vidray.views import decode_views, stream_views
 
     num_requests = 0
 
@@ -53,7 +54,31 @@ def main(*, control_fd: int, input_fd: int, output_fd: int) -> None:
             FAULTS[fault](argument or str(output_fd))
         return decode_views(data, view=view, **how)  # type: ignore[arg-type]
 
-    sandbox_child.main(control_fd=control_fd, input_fd=input_fd, output_fd=output_fd, decode=decode)
+    def stream(file: DescriptorFile, *, view: ViewConfig, **how: object) -> Iterator[tuple[int, VideoInfo]]:
+        """The fault's argument is the chunk instead of which it is committed."""
+        nonlocal num_requests
+        fault, argument = _fault_of(file)
+        for index, chunk in enumerate(stream_views(file, view=view, **how)):  # type: ignore[arg-type]
+            num_requests += 1
+            if fault and index == int(argument):
+                if fault in LIES:
+                    _send(control_fd, LIES[fault](view, num_requests))
+                    time.sleep(3600)
+                while fault == "endless":
+                    yield view.num_frames, VideoInfo()
+                FAULTS[fault](str(output_fd))
+            yield chunk
+
+    fds = {"control_fd": control_fd, "input_fd": input_fd, "output_fd": output_fd}
+    sandbox_child.main(**fds, decode=decode, stream=stream)
+
+
+def _fault_of(file: DescriptorFile) -> tuple[str, str]:
+    """What the marker at the end of a file says; nothing if there is none."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _MAX_MARKER_BYTES))
+    _, marker, poison = file.read(_MAX_MARKER_BYTES).rpartition(_MARKER)
+    fault, argument = json.loads(poison) if marker else ("", "")
+    return fault, argument
 
 
 def _segfault(_: str) -> None:
@@ -184,6 +209,7 @@ FAULTS: dict[str, Callable[[str], None]] = {
     "report_write": _report_write,
     "report_connection": _report_connection,
     "report_kill": _report_kill,
+    "endless": lambda _: None,
 }
 """What the child does instead of decoding, or before it. Each takes the argument of the marker."""
 

@@ -16,12 +16,13 @@ LAYERS = [
     {"types", "errors", "config", "retry", "filesystems", "fetch", "storage", "lease"},
     {
         *("manifest", "manifest_file", "listing", "listing_s3", "patterns", "splits", "label_sources", "labels"),
-        *("sampling", "timeline", "selection", "transforms", "pictures", "random_crops", "decode"),
+        *("sampling", "timeline", "selection", "transforms", "pictures", "random_crops", "video_files", "decode"),
     },
-    {"views", "sandbox_wire", "sandbox_child", "sandbox", "hub", "models", "checkpoint", "metrics"},
+    {"views", "sandbox_wire", "sandbox_child", "sandbox_process", "sandbox", "hub", "models", "checkpoint", "metrics"},
     {
         *("scoring.output", "scoring.history", "scoring.plan"),
         *("scoring.stages", "scoring.predictor", "scoring.progress", "scoring.summary"),
+        *("scoring.streaming", "scoring.stream_predictor"),
         "training",
     },
     {"connection", "scoring.pipeline", "training.trainer", "training.ray_pool"},
@@ -99,6 +100,7 @@ def test_training_and_scoring_never_import_each_other():
         ("vidray.cli", {"torch", "transformers", "ray", "av", "duckdb"}),
         ("vidray.scoring.job", {"torch", "transformers", "ray"}),
         ("vidray.scoring.stages", {"torch", "transformers", "ray", "av"}),
+        ("vidray.scoring.streaming", {"torch", "transformers", "ray", "av"}),
         ("vidray.sandbox_child", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),
         ("vidray.convert", {"torch", "transformers", "ray", "av", "duckdb"}),
         ("vidray.models.catalogue", {"torch", "transformers", "ray", "av", "duckdb", "pytorchvideo"}),

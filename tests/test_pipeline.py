@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -133,3 +135,46 @@ def test_half_precision_is_refused_without_a_gpu_before_anything_starts():
 )
 def test_a_block_is_about_64_megabytes_of_views_and_at_most_16_videos(view, num_rows, rows):
     assert pipeline.make_layout(config(), view, fixed(2), num_rows=num_rows).rows_per_block == rows
+
+
+STREAM = ViewConfig(num_frames=8, size=172, num_clips=1, span="stream")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "flags", "actors", "videos", "gpu"),
+    [
+        (fixed(1), {}, (1, 1), 2, 0),
+        (fixed(2), {}, (1, 1), 4, 0),
+        (fixed(16), {}, (2, 2), 16, 0),
+        (fixed(16), {"batch_size": 3}, (2, 2), 3, 0),
+        (fixed(8, 1), {}, (1, 1), 16, 1),
+        (Cluster(num_cpus=0, num_gpus=0, max_cpus=64, max_gpus=4), {}, (1, 4), 16, 1),
+    ],
+)
+def test_a_streaming_run_is_one_pool_whose_actors_take_as_many_videos_as_they_have_decoders(
+    cluster, flags, actors, videos, gpu
+):
+    layout = pipeline.make_layout(config(streaming=True, **flags), STREAM, cluster, num_rows=1000)
+    assert layout.decode is None
+    assert (layout.predict.min_size, layout.predict.max_size) == actors
+    assert (layout.predict.calls_per_actor, layout.predict.num_gpus) == (videos, gpu)
+    assert config(streaming=True, **flags).streams_per_actor(layout.threads_per_predictor) == videos
+    assert layout.predict.min_size * layout.predict.num_cpus + pipeline.READ_CPUS <= cluster.max_cpus
+
+
+@pytest.mark.parametrize(("num_rows", "rows"), [(3, 1), (40, 2), (100_000, 4)])
+def test_a_block_of_streamed_videos_is_small(num_rows, rows):
+    layout = pipeline.make_layout(config(streaming=True), STREAM, fixed(2), num_rows=num_rows)
+    assert layout.rows_per_block == rows
+
+
+def test_a_streaming_pool_that_could_never_start_is_refused_at_once():
+    with pytest.raises(UsageError, match="would wait for ever"):
+        pipeline.make_layout(config(streaming=True, predictors="4"), STREAM, fixed(2), num_rows=10)
+
+
+def test_the_graph_of_a_streaming_run_has_one_pool(local_ray, layout, capfd):
+    rows, one = pa.table({"row": np.arange(20)}), dataclasses.replace(layout, decode=None)
+    pipeline.make_graph(rows, decode=None, predict=Stage(cls=Counts, kwargs={}), layout=one).explain()
+    text = capfd.readouterr().out
+    assert text[text.rindex("Physical Plan") :].count("ActorPoolMapOperator") == 1

@@ -37,7 +37,8 @@ def test_config_survives_the_way_to_the_child() -> None:
 def test_request_survives_the_way_to_the_child() -> None:
     whole = Request(request_id=7, num_bytes=1 << 40)
     part = Request(request_id=7, num_bytes=1, seed=2**64 - 1, part=Part(start_seconds=0.1, end_seconds=7.3))
-    assert [unpack_request(pack_request(request)) for request in (whole, part)] == [whole, part]
+    more = Request(request_id=8, num_bytes=0, is_next=True)
+    assert [unpack_request(pack_request(request)) for request in (whole, part, more)] == [whole, part, more]
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,25 @@ def resized_midway(*, num_frames: int = 20, sizes: Sequence[tuple[int, int]] = (
     return file.getvalue()
 
 
+def repeated(data: bytes, times: int) -> bytes:
+    """An mp4 file of an mp4 without B-frames, played ``times`` times: its packets, with times that go on."""
+    with av.open(io.BytesIO(data)) as source:
+        packets = [(bytes(p), p.pts, p.is_keyframe) for p in source.demux(video=0) if p.size]
+        stream = source.streams.video[0]
+        length = packets[-1][1] + packets[1][1] - packets[0][1]
+        with tempfile.NamedTemporaryFile() as file:
+            with av.open(file.name, "w", format="mp4") as output:
+                copy = output.add_stream_from_template(stream)
+                copy.time_base = stream.time_base
+                for number in range(times):
+                    for content, pts, is_key in packets:
+                        packet = av.Packet(content)
+                        packet.stream, packet.is_keyframe, packet.time_base = copy, is_key, stream.time_base
+                        packet.pts = packet.dts = pts + number * length
+                        output.mux(packet)
+            return Path(file.name).read_bytes()
+
+
 def _mux_tone(output: av.container.OutputContainer, stream: av.AudioStream, *, seconds: Fraction) -> None:
     samples = np.sin(np.arange(int(seconds * 48000)) * 0.05).astype(np.float32)
     for start in range(0, len(samples), 960):

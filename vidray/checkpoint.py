@@ -57,12 +57,14 @@ class CheckpointMeta:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``vidray.json``."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "view": self.view.to_dict()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> CheckpointMeta:
         """The meta that ``to_json`` gave. Raises ValueError or TypeError if keys are missing or unknown."""
         view = ViewConfig.from_dict(values["view"])
+        if view.span == "stream":
+            raise ValueError("span 'stream' is how a video is scored (--streaming), not what a checkpoint is made for")
         return cls(**{**values, "view": view, "labels": tuple(values["labels"])})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -14,6 +15,11 @@ from vidray.types import Aggregation, Limits, Span, ViewConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+MAX_CHUNK_FRAMES = 8
+"""Frames that a stream's model sees at once. On CPUs longer chunks leave the caches, shorter ones cost more calls
+(MoViNet-A0 on one thread: 71 frames/s with 4, 91 with 8, 78 with 16, 75 with 50); a GPU gets many videos at once."""
 
 
 def _shown_as(metavar: str) -> object:
@@ -45,6 +51,11 @@ class ScoreConfig:
     Default: from the checkpoint, else prob."""
     top_k: int = 5
     """Labels kept per video in the column top_k."""
+    streaming: bool = False
+    """Score whole videos frame by frame, in memory that does not grow with their length: every frame at the model's own
+    rate (--stride), hours of them. For networks that keep a state: MoViNet stream."""
+    timeline: Annotated[float | None, _shown_as("SECONDS")] = None
+    """With --streaming: also keep the label so far at each multiple of SECONDS of video, in the column timeline."""
 
     device: Device = "auto"
     """Where the model runs. auto: on the cluster's GPUs if it has any, else on CPUs."""
@@ -53,7 +64,9 @@ class ScoreConfig:
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster afterwards."""
     batch_size: Annotated[int | None, _shown_as("INT")] = None
-    """Views per forward pass. Default: 16 on a GPU; on a CPU as many as make 5 MB, larger ones leave its caches."""
+    """Views per forward pass. Default: 16 on a GPU; on a CPU as many as make 5 MB, larger ones leave its caches.
+    With --streaming: videos side by side per model replica, each with a decoder of its own. Default: 16 on a GPU, on a
+    CPU two per thread."""
 
     config: Annotated[str | None, _shown_as("FILE")] = None
     """A YAML file with any of these names and their values, `source: [a, b]` for several. What is typed wins."""
@@ -74,7 +87,7 @@ class ScoreConfig:
 
     rows_per_part: Annotated[int | None, _shown_as("INT")] = None
     """Videos per Parquet part, the unit of commit: a crash costs at most the parts in flight.
-    Default: a hundredth of the run, between 50 and 4000."""
+    Default: a hundredth of the run, between 50 and 4000; with --streaming between 5 and 500."""
     decoders: Annotated[str | None, _shown_as("N|MIN:MAX")] = None
     """Decoding processes, as N or MIN:MAX. Default: from the cluster's CPUs."""
     predictors: Annotated[str | None, _shown_as("N|MIN:MAX")] = None
@@ -83,8 +96,9 @@ class ScoreConfig:
     """Objects that each decoding process fetches at a time."""
     ray_address: Annotated[str | None, _shown_as("ADDRESS")] = None
     """Ray cluster to use. Default: $RAY_ADDRESS (set by `ray job submit`), else Ray is started on this machine."""
-    stall_timeout_seconds: float = 1800.0
-    """Give up when no video has finished for this long (nodes that never come, for instance)."""
+    stall_timeout_seconds: float | None = None
+    """Give up when no video has finished for this long (nodes that never come, for instance).
+    Default: 1800; with --streaming, where one video may take hours, 86400."""
 
     limits: Limits = field(default_factory=Limits)
 
@@ -97,7 +111,8 @@ class ScoreConfig:
             value = getattr(self, flag)
             _require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
         _require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")
-        _require(self.stall_timeout_seconds > 0, "--stall-timeout-seconds", self.stall_timeout_seconds, "above 0")
+        stall = self.stall_timeout_seconds
+        _require(stall is None or stall > 0, "--stall-timeout-seconds", stall, "above 0")
         if self.run_id is not None:
             ok = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", self.run_id)
             _require(
@@ -106,13 +121,45 @@ class ScoreConfig:
         for flag in ("decoders", "predictors"):
             value = getattr(self, flag)
             _require(value is None or parse_pool(value) is not None, f"--{flag}", value, "N or MIN:MAX, at least 1")
+        _require(self.timeline is None or self.streaming, "--timeline", self.timeline, "a timeline with --streaming")
+        if self.streaming:
+            self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        """Raise UsageError for what means nothing to a stream, rather than leave it out."""
+        _require(
+            self.views in (None, "1x1"), "--views", self.views, "1x1 with --streaming, which sees every frame once"
+        )
+        _require(self.span is None, "--span", self.span, "none with --streaming, which always sees the whole video")
+        _require(self.decoders is None, "--decoders", self.decoders, "none with --streaming; take --batch-size")
+        _require(not self.compile, "--compile", self.compile, "not with --streaming, whose chunks differ in length")
+        seconds = self.timeline
+        _require(seconds is None or 0 < seconds < math.inf, "--timeline", seconds, "a number of seconds above 0")
+
+    def streams_per_actor(self, num_threads: int | None) -> int:
+        """Videos side by side with --streaming; ``num_threads``: of a model on CPUs, None on a GPU."""
+        return self.batch_size or (16 if num_threads is None else 2 * num_threads)
+
+    @property
+    def stall_seconds(self) -> float:
+        """``stall_timeout_seconds``, or its default."""
+        return self.stall_timeout_seconds or (86400.0 if self.streaming else 1800.0)
 
     def effective_view(self, checkpoint_view: ViewConfig) -> ViewConfig:
-        """The checkpoint's view config with what was asked for on the command line put in its place."""
+        """The checkpoint's view config with what was asked for on the command line put in its place.
+
+        Raises UsageError if --timeline asks for more than one entry per sampled frame.
+        """
         asked: dict[str, Any] = {"span": self.span, "stride": self.stride, "aggregation": self.aggregation}
         if self.views is not None:
             asked["num_clips"], asked["num_crops"] = parse_views(self.views) or (1, 1)
-        return dataclasses.replace(checkpoint_view, **{k: v for k, v in asked.items() if v is not None})
+        if self.streaming:
+            asked |= {"span": "stream", "num_clips": 1, "num_crops": 1, "timeline_seconds": self.timeline}
+            asked["num_frames"] = min(checkpoint_view.num_frames, MAX_CHUNK_FRAMES)
+        try:
+            return dataclasses.replace(checkpoint_view, **{k: v for k, v in asked.items() if v is not None})
+        except ValueError as error:
+            raise UsageError(f"--timeline: {error}") from error
 
 
 def _require(holds: bool, flag: str, got: object, allowed: str) -> None:

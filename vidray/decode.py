@@ -17,8 +17,8 @@ or a crash in a codec is the business of the sandbox around this module.
 
 from __future__ import annotations
 
-import io
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -30,16 +30,20 @@ from av.video.reformatter import VideoReformatter
 from vidray.errors import VideoError
 from vidray.pictures import Crops, DrawnCrops, FullSize, Picture, Resizer, orientation_of
 from vidray.random_crops import ClipDraw
-from vidray.sampling import pts_bounds
-from vidray.selection import Convert, SampledClip, Selector
+from vidray.sampling import pts_bounds, stream_pts
+from vidray.selection import Convert, SampledClip, Selector, pictures_at
 from vidray.timeline import Bounds, Timeline
 from vidray.types import ClipSpan, Limits, Status, VideoInfo, ViewConfig
+from vidray.video_files import SeekableFile, as_file, is_text
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,gif,"
     "mp3,aac,wav,flac"  # sound alone: opened to say so
 )
 """Demuxers that may open a file. None of them opens another file or address."""
+
+MAX_FRAMES, MAX_STREAMED_FRAMES = 100_000, 1_000_000
+"""``Limits.max_frames`` where it is None. A stream of an hour has more frames, and keeps none of them."""
 
 MAX_KEPT_BYTES = 64 * 1024**2
 """Files up to this size are read once and their packets kept; larger ones are read again to be decoded."""
@@ -53,16 +57,19 @@ class VideoDecoder:
 
     def __init__(
         self,
-        data: bytes | memoryview,
+        data: bytes | memoryview | SeekableFile,
         limits: Limits | None = None,
         *,
         num_threads: int = 1,
         max_kept_bytes: int = MAX_KEPT_BYTES,
+        is_streamed: bool = False,
     ) -> None:
         """Opens and scans the file.
 
         Args:
+            data: the file's bytes, or for ``stream`` also something to read them from.
             num_threads: of the codec. One is right where several decoders run side by side.
+            is_streamed: for ``stream`` alone: nothing is kept that grows with the length of the video.
 
         Raises:
             VideoError: CORRUPT, UNSUPPORTED, NO_VIDEO or TOO_LARGE.
@@ -71,7 +78,9 @@ class VideoDecoder:
         self._data, self._num_threads = data, num_threads
         self._open()
         self._time_base = Fraction(self._stream.time_base or Fraction(1, av.time_base))
-        self._packets: list[av.Packet] | None = [] if len(data) <= max_kept_bytes else None
+        self._is_streamed = is_streamed
+        is_small = isinstance(data, bytes | memoryview) and len(data) <= max_kept_bytes
+        self._packets: list[av.Packet] | None = [] if is_small and not is_streamed else None
         self.timeline = self._scan()
         self._shape: tuple[int, int] | None = None
         self._num_expected: int | None = None
@@ -106,10 +115,12 @@ class VideoDecoder:
 
     def _scan(self) -> Timeline:
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
-        timeline = Timeline(default_duration=max(1, round(1 / (rate * self._time_base))))
+        default_duration = max(1, round(1 / (rate * self._time_base)))
+        timeline = Timeline(default_duration=default_duration, keeps_packets=not self._is_streamed)
+        limit = self._limits.max_frames or (MAX_STREAMED_FRAMES if self._is_streamed else MAX_FRAMES)
         for packet in _demux(self._container, self._stream):
-            if len(timeline.packet_pts) >= self._limits.max_frames:
-                raise VideoError(Status.TOO_LARGE, f"more than {self._limits.max_frames} frames")
+            if timeline.num_packets >= limit:
+                raise VideoError(Status.TOO_LARGE, f"more than {limit} frames")
             timeline.add(
                 pts=packet.pts, duration=packet.duration, is_key=packet.is_keyframe, is_hidden=packet.is_discard
             )
@@ -145,7 +156,7 @@ class VideoDecoder:
         decoded."""
         codec = self._stream.codec_context
         height, width = self._shape or (codec.height, codec.width)
-        rate = self._stream.average_rate or len(self.timeline.frame_pts) / self.duration
+        rate = self._stream.average_rate or self.timeline.num_shown / self.duration
         return VideoInfo(
             duration_seconds=float(self.duration),
             width=width,
@@ -195,6 +206,33 @@ class VideoDecoder:
         self._num_expected = selector.num_expected + self._num_missing()
         self._num_decoded = selector.num_decoded
         return clips
+
+    def stream(self, view: ViewConfig, *, convert: Convert) -> Iterator[Picture]:
+        """The picture on screen at 0, ``view.stride / 30`` s, twice that, and so on: the whole video, one by one.
+
+        At the end of a damaged file, what does not decode is not there: its last good frame is not shown for longer
+        than a frame. ``info`` counts the frames of the whole video, those decoded so far.
+
+        Raises:
+            VideoError: CORRUPT if no frame decodes, UNSUPPORTED if frames cannot be converted.
+        """
+        times = stream_pts(
+            view=view, duration_seconds=self.duration, time_base=self._time_base, start_pts=self._start_pts
+        )
+        timeline = self.timeline
+        self._num_expected, self._num_decoded = timeline.num_shown + self._num_missing(), 0
+        yield from pictures_at(
+            times,
+            self._counted(),
+            convert=lambda frame: self._picture(frame, convert),
+            end_of=lambda pts: math.inf if pts == timeline.last_pts else pts + timeline.default_duration,
+        )
+
+    def _counted(self) -> Iterator[tuple[int, av.VideoFrame]]:
+        assert self._num_decoded is not None
+        for _, pts, frame in self.decoded(0, None):
+            self._num_decoded += 1
+            yield pts, frame
 
     # -- what Selector needs (its FrameSource) ------------------------------------------------------------------------
 
@@ -249,8 +287,8 @@ class VideoDecoder:
 
     def _reread(self, first: int) -> Iterator[av.Packet]:
         """The packets from ``first`` on, out of the file: by seeking to that key frame, or all over again."""
-        pts = self.timeline.packet_pts[first]
-        if first and pts is not None:
+        pts = self.timeline.packet_pts[first] if first else None
+        if pts is not None:
             try:
                 self._container.seek(pts, stream=self._stream)
                 arrived = itertools.dropwhile(lambda p: p.pts != pts, _demux(self._container, self._stream))
@@ -275,7 +313,7 @@ class VideoDecoder:
     def _num_missing(self) -> int:
         """Frames that the header promises beyond the last packet: the file is truncated."""
         if self._stream.frames:
-            return max(0, self._stream.frames - len(self.timeline.packet_pts))
+            return max(0, self._stream.frames - self.timeline.num_packets)
         promised = _tagged_duration(self._stream)
         if promised is None:
             return 0
@@ -284,7 +322,7 @@ class VideoDecoder:
         return round(num_frames) if num_frames > 2 else 0
 
 
-def _open(data: bytes | memoryview, limits: Limits) -> av.container.InputContainer:
+def _open(data: bytes | memoryview | SeekableFile, limits: Limits) -> av.container.InputContainer:
     options = {
         "protocol_whitelist": "none",
         "format_whitelist": FORMATS,
@@ -293,24 +331,20 @@ def _open(data: bytes | memoryview, limits: Limits) -> av.container.InputContain
         "analyzeduration": "5000000",
     }
     try:
-        return av.open(io.BytesIO(data), "r", options=options, metadata_errors="replace")
+        return av.open(as_file(data), "r", options=options, metadata_errors="replace")
     except MemoryError:
         raise
     except (av.FFmpegError, ValueError, EOFError) as error:
         raise VideoError(*_why_not_opened(data, error)) from error
 
 
-def _why_not_opened(data: bytes | memoryview, error: Exception) -> tuple[Status, str]:
+def _why_not_opened(data: bytes | memoryview | SeekableFile, error: Exception) -> tuple[Status, str]:
+    head = as_file(data).read(1024)
     if isinstance(error, av.error.ArgumentError):
         return Status.UNSUPPORTED, "the file's format is not one of those that are opened"
-    if _is_text(bytes(data[:1024])):
+    if is_text(head):
         return Status.UNSUPPORTED, "a text, not a video"
-    return Status.CORRUPT, "empty" if not len(data) else "not a video, or damaged beyond recognition"
-
-
-def _is_text(head: bytes) -> bool:
-    """True for what a playlist or a session description looks like."""
-    return bool(head) and all(byte >= 32 or byte in b"\t\r\n" for byte in head)
+    return Status.CORRUPT, "not a video, or damaged beyond recognition" if head else "empty"
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:

@@ -5,13 +5,18 @@ A clip's frames are chosen in two steps, both as in PyTorchVideo 0.1.5:
 1. every frame whose pts lies in the clip's half-open span (``EncodedVideo.get_clip``): ``pts_bounds``;
 2. of these, ``num_frames`` evenly spaced ones, the first and the last included (``UniformTemporalSubsample``):
    ``subsample_indices``. Fewer frames than asked for are repeated.
+
+A stream is another thing: the frame on screen every ``stride / 30`` seconds of the whole video, in chunks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -84,6 +89,50 @@ def pts_bounds(
         start_pts: the pts that is second 0: the video stream's own start.
     """
     return math.ceil(start_seconds / time_base) + start_pts, math.ceil(end_seconds / time_base) + start_pts
+
+
+def stream_pts(*, view: ViewConfig, duration_seconds: Fraction, time_base: Fraction, start_pts: int) -> Iterator[int]:
+    """The times at which a stream looks at the screen, in pts: at 0, ``stride / 30`` s, twice that, up to the end.
+
+    Rounded up to the time base, as the starts of spans are: a time base of milliseconds cannot tell 66.7 from 67.
+    """
+    for number in itertools.count():
+        seconds = number * view.frame_seconds
+        if seconds >= duration_seconds:
+            return
+        yield math.ceil(seconds / time_base) + start_pts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A piece of a stream that the model sees at once."""
+
+    num_frames: int
+    end_seconds: Fraction | None = None
+    """When the label so far is to be noted behind it, if it is: a multiple of the timeline's interval."""
+
+
+def stream_chunks(view: ViewConfig) -> Iterator[Chunk]:
+    """The chunks of a stream, without end: of ``num_frames`` frames, or such that they end at the timeline's times.
+
+    ::
+
+        frames      0  1  2  3  4  5  6  7  8  9  …
+        timeline                S              2S       the frames before a time are in the chunks before it
+        chunks      |-----|-----|--------|-----|        as even as they can be, here of at most 3
+    """
+    if view.timeline_seconds is None:
+        yield from itertools.repeat(Chunk(num_frames=view.num_frames))
+        return
+    num_before = 0
+    for number in itertools.count(1):
+        end = number * view.timeline_interval
+        num_frames = math.ceil(end / view.frame_seconds) - num_before
+        num_before += num_frames
+        num_chunks = -(-num_frames // view.num_frames)
+        for index in range(num_chunks):
+            length = num_frames * (index + 1) // num_chunks - num_frames * index // num_chunks
+            yield Chunk(num_frames=length, end_seconds=end if index == num_chunks - 1 else None)
 
 
 def subsample_indices(num_available: int, num_frames: int) -> np.ndarray:

@@ -6,30 +6,31 @@
 A hostile or broken video costs at most its deadline, its memory and one child: the child is killed, the video is a
 `VideoError`, and the next video gets a new child. What the child may do is in `vidray.sandbox_child`, what it may
 say in `vidray.sandbox_wire`. Linux only.
+
+    with Sandbox(view=dataclasses.replace(view, span="stream", num_clips=1), limits=limits) as sandbox:
+        for frames_THWC, info in sandbox.stream(data):
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import json
+import math
 import mmap
 import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 import weakref
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from vidray.errors import RunError, VideoError
 from vidray.random_crops import CropConfig
+from vidray.sampling import stream_chunks
+from vidray.sandbox_process import await_exit, kill, sealed_memory, signal_name, spawn
 from vidray.sandbox_wire import (
     REPLY_BYTES,
     Reply,
@@ -43,8 +44,11 @@ from vidray.sandbox_wire import (
 from vidray.types import WHOLE, Limits, Part, Status, VideoInfo, ViewConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from types import TracebackType
 
+_ENDINGS = (Status.DECODE_TIMEOUT, Status.DECODER_CRASHED, Status.OUT_OF_MEMORY)
+"""Statuses after which a child is not used again."""
 START_TIMEOUT_SECONDS = 60.0
 """A child starts in about 0.2 s; on a machine that is starting many things at once it may take much longer."""
 _START_ATTEMPTS = 3
@@ -53,12 +57,6 @@ _EXIT_GRACE_SECONDS = 1.0
 _KEPT_INPUT_BYTES = 64 * 1024**2
 """The input memory is kept for the next video up to this size."""
 _MAX_LAST_WORDS_BYTES = 300
-
-# The child finds its modules where the parent does, but runs none of the start-up hooks of an environment (-I, -S).
-_BOOTSTRAP = (
-    "import sys, json; name, arguments, sys.path[:] = sys.argv[1], *map(json.loads, sys.argv[2:]); "
-    "import importlib; importlib.import_module(name).main(**arguments)"
-)
 
 
 class Sandbox:
@@ -121,7 +119,7 @@ class Sandbox:
         try:
             info = child.decode(data, part=part, seed=seed)
         except VideoError as error:
-            if error.status in (Status.DECODE_TIMEOUT, Status.DECODER_CRASHED, Status.OUT_OF_MEMORY):
+            if error.status in _ENDINGS:
                 self.close()
             raise
         except BaseException:  # such as Ctrl-C: the reply is still on its way, and would be taken for the next one
@@ -132,8 +130,42 @@ class Sandbox:
         child.copy_views(out)
         return out, info
 
+    def stream(self, data: bytes | memoryview) -> Generator[tuple[np.ndarray, VideoInfo], None, None]:
+        """The chunks of one video, (T, H, W, C) uint8, each a new array, and what is known so far; the last, with all
+        that is known, has fewer frames than those before it, perhaps none.
+
+        The child decodes the next chunk while this one is worked on; so ``decode_seconds`` are its CPU seconds. The
+        deadline is one chunk's. Needs a view config with ``span="stream"``. To stop early ends the child.
+
+        Raises:
+            VideoError: as `decode`, at any chunk: what came before is of a video that failed.
+            RunError: no child could be started, which is no video's fault.
+        """
+        self._check(data, None)
+        child = self._ready_child()
+        is_idle = False
+        try:
+            child.begin(data)
+            del data  # by now it lies in the input memory, and may be large
+            num_left = math.ceil(self._limits.max_duration_seconds / self._view.frame_seconds)
+            for chunk in stream_chunks(self._view):
+                frames_THWC, info = child.receive_chunk(min(chunk.num_frames, num_left))
+                num_left -= len(frames_THWC)  # a child that was taken over could go on for ever
+                is_idle = len(frames_THWC) < chunk.num_frames
+                if not is_idle:
+                    child.ask_next()
+                yield frames_THWC, info
+                if is_idle:
+                    return
+        except VideoError as error:
+            is_idle = error.status not in _ENDINGS
+            raise
+        finally:
+            if not is_idle:
+                self.close()
+
     def close(self) -> None:
-        """End the child. The next `decode` starts another."""
+        """End the child. The next `decode` or `stream` starts another."""
         child, self._child = self._child, None
         if child is not None:
             child.stop()
@@ -156,7 +188,7 @@ class Sandbox:
     def _ready_child(self) -> _Child:
         """A child that waits for a request: the one there is, unless it is old, or died or spoke while it was idle."""
         child = self._child
-        if child and child.is_ready and (child.num_requests >= self._recycle_after or child.has_news()):
+        if child and child.is_ready and (child.num_videos >= self._recycle_after or child.has_news()):
             self.close()
         for attempt in range(1, _START_ATTEMPTS + 1):
             self.start()
@@ -180,7 +212,7 @@ class _Child:
     def __init__(self, *, view: ViewConfig, limits: Limits, module: str, crop: CropConfig | None) -> None:
         self._view = view
         self._limits = limits
-        self.num_requests = 0
+        self.num_videos = self._num_requests = 0
         self.is_ready = False
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as childs_ends:
             self._control, childs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -189,16 +221,16 @@ class _Child:
             # Shared memory is new for each child: whatever an old one left running cannot write into it.
             self._input_fd = os.memfd_create("vidray-input")
             undo.callback(os.close, self._input_fd)
-            output_fd = _sealed_memory(view.num_bytes)
+            output_fd = sealed_memory(view.num_bytes)
             childs_ends.callback(os.close, output_fd)
             self._output = mmap.mmap(output_fd, view.num_bytes, prot=mmap.PROT_READ)
             undo.callback(self._output.close)
             read_input_fd = os.open(f"/proc/self/fd/{self._input_fd}", os.O_RDONLY)
             childs_ends.callback(os.close, read_input_fd)
             fds = {"control_fd": childs_control.fileno(), "input_fd": read_input_fd, "output_fd": output_fd}
-            self._process, self._stderr = _spawn(module, fds)
+            self._process, self._stderr = spawn(module, fds)
             undo.callback(self._stderr.close)
-            undo.callback(_kill, self._process)
+            undo.callback(kill, self._process)
             self._control.send(pack_config(view=view, limits=limits, crop=crop))
             # Also when the sandbox is forgotten without close(), and when the interpreter exits.
             self._end = weakref.finalize(self, undo.pop_all().close)
@@ -222,17 +254,47 @@ class _Child:
     def decode(self, data: bytes | memoryview, *, part: Part, seed: int) -> VideoInfo:
         """Have ``data`` decoded into the output memory. Raises VideoError."""
         num_bytes = self._write_input(memoryview(data).cast("B"))
-        self.num_requests += 1
         start = time.perf_counter()
-        with contextlib.suppress(BrokenPipeError):  # it died meanwhile: the end is what is received
-            request = Request(request_id=self._request_id, num_bytes=num_bytes, part=part, seed=seed)
-            self._control.send(pack_request(request))
-        reply = self._receive(timeout_seconds=self._limits.decode_timeout_seconds, doing="decoding")
-        if reply.status is not Status.OK:
-            raise VideoError(reply.status, reply.message)
+        self._ask(num_bytes=num_bytes, part=part, seed=seed)
+        reply = self._receive_good()
         if reply.shape != self._view.views_shape:
             raise self._lied(f"views must be {self._view.views_shape}, got {reply.shape}")
         return dataclasses.replace(reply.info, decode_seconds=time.perf_counter() - start)
+
+    def begin(self, data: bytes | memoryview) -> None:
+        """Have the first chunk of ``data`` decoded, without waiting for it."""
+        num_bytes = self._write_input(memoryview(data).cast("B"))
+        self._cpu_seconds_before = self._cpu_seconds()
+        self._ask(num_bytes=num_bytes)
+
+    def ask_next(self) -> None:
+        """Have the next chunk decoded, into the same memory, without waiting for it."""
+        self._ask(is_next=True)
+
+    def receive_chunk(self, max_frames: int) -> tuple[np.ndarray, VideoInfo]:
+        """A copy of the chunk that was asked for, (T, H, W, C). Raises VideoError."""
+        reply = self._receive_good()
+        num_frames, room_THWC = reply.shape[1], self._view.views_shape[1:]
+        if reply.shape != (1, num_frames, *room_THWC[1:]) or num_frames > max_frames:
+            raise self._lied(f"a chunk must be (1, at most {max_frames}, *{room_THWC[1:]}), got {reply.shape}")
+        frames_THWC = np.frombuffer(self._output, np.uint8).reshape(room_THWC)[:num_frames].copy()
+        seconds = self._cpu_seconds() - self._cpu_seconds_before
+        return frames_THWC, dataclasses.replace(reply.info, decode_seconds=seconds)
+
+    def _cpu_seconds(self) -> float:
+        """What the child has used so far."""
+        return time.clock_gettime(~self.pid << 3 | 2)  # CPUCLOCK_SCHED of another process, see clock_getcpuclockid(3)
+
+    def _ask(self, **request: Any) -> None:
+        self._num_requests += 1
+        with contextlib.suppress(BrokenPipeError):  # it died meanwhile: the end is what is received
+            self._control.send(pack_request(Request(request_id=self._request_id, **{"num_bytes": 0, **request})))
+
+    def _receive_good(self) -> Reply:
+        reply = self._receive(timeout_seconds=self._limits.decode_timeout_seconds, doing="decoding")
+        if reply.status is not Status.OK:
+            raise VideoError(reply.status, reply.message)
+        return reply
 
     def copy_views(self, out: np.ndarray) -> None:
         """Copy the views of the last video. No array over the memory outlives this: it could not be closed then."""
@@ -244,9 +306,10 @@ class _Child:
 
     @property
     def _request_id(self) -> int:
-        return self.num_requests & 0xFFFFFFFF
+        return self._num_requests & 0xFFFFFFFF
 
     def _write_input(self, data: memoryview) -> int:
+        self.num_videos += 1
         if os.fstat(self._input_fd).st_size > _KEPT_INPUT_BYTES:
             os.ftruncate(self._input_fd, 0)
         position = 0
@@ -287,7 +350,7 @@ class _Child:
 
     def _death(self) -> tuple[Status, str]:
         """What ended the child, which has hung up: the status for the video, and how to say it."""
-        code = _await_exit(self._process.pid, seconds=_EXIT_GRACE_SECONDS)
+        code = await_exit(self._process.pid, seconds=_EXIT_GRACE_SECONDS)
         if code is None:
             return Status.DECODER_CRASHED, "hung up without exiting"
         if code >= 0:
@@ -297,79 +360,4 @@ class _Child:
         if code == -signal.SIGKILL:
             # Nobody but the kernel does that in normal operation. It is transient, so the next run tries again.
             return Status.OUT_OF_MEMORY, "was killed from outside (SIGKILL), most likely because memory ran out,"
-        return Status.DECODER_CRASHED, f"died of {_signal_name(-code)}"
-
-
-def _sealed_memory(num_bytes: int) -> int:
-    """A memfd whose size nobody can change: a child that shrank it would kill the parent (SIGBUS) as it reads."""
-    fd = os.memfd_create("vidray-views", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, num_bytes)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return fd
-
-
-def _spawn(module: str, fds: dict[str, int]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
-    """Start a child with nothing of ours but ``fds``. Returns it and what it writes to stderr."""
-    read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # a child that talks too much loses words, not time
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOTSTRAP, module, json.dumps(fds), _module_path()],
-            pass_fds=tuple(fds.values()),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=write_fd,
-            env=_clean_environment(),
-            cwd="/",  # a relative path in a hostile file leads nowhere near ours
-            umask=0o077,
-            start_new_session=True,  # killed with all that it started; Ctrl-C is for the parent
-        )
-    except BaseException:
-        os.close(read_fd)
-        raise
-    finally:
-        os.close(write_fd)
-    return process, open(read_fd, "rb", buffering=0)
-
-
-def _module_path() -> str:
-    """Where the child looks for modules, as JSON: where this process does (``""`` is the folder that it runs in)."""
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [os.path.abspath(path) for path in sys.path if isinstance(path, str)]
-    return json.dumps([*paths, root])
-
-
-def _clean_environment() -> dict[str, str]:
-    """Nothing of ours (credentials among it) but what finding shared libraries may need. Threads of numerical
-    libraries would cost start-up time and address space, and nothing here uses them."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    library_path = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-    return {"LANG": "C.UTF-8", **threads, **library_path}
-
-
-def _await_exit(pid: int, *, seconds: float) -> int | None:
-    """The exit code of a child, minus the signal's number if one killed it; None if it still runs after ``seconds``.
-
-    The child stays unreaped, so that its process group cannot become another's before it is killed.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        if result is not None:
-            return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
-        if time.monotonic() > deadline:
-            return None
-        time.sleep(0.002)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the child with its group, and reap it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        return Status.DECODER_CRASHED, f"died of {signal_name(-code)}"

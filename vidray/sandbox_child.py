@@ -31,14 +31,17 @@ from vidray.sandbox_wire import (
     MAX_CONFIG_BYTES,
     REQUEST_BYTES,
     Reply,
+    Request,
+    WireError,
     pack_reply,
     unpack_config,
     unpack_request,
 )
 from vidray.types import Limits, Part, Status, VideoInfo, ViewConfig
+from vidray.video_files import DescriptorFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 TIMER_GRACE_SECONDS = 1.0
 """The parent's deadline comes first, because it alone can say what happened; the child's own follows."""
@@ -65,28 +68,43 @@ class Decode(Protocol):
     ) -> tuple[np.ndarray, VideoInfo]: ...
 
 
-def main(*, control_fd: int, input_fd: int, output_fd: int, decode: Decode | None = None) -> None:
+class Stream(Protocol):
+    """What `vidray.views.stream_views` is."""
+
+    def __call__(
+        self, file: DescriptorFile, *, view: ViewConfig, limits: Limits, out: np.ndarray
+    ) -> Iterator[tuple[int, VideoInfo]]: ...
+
+
+def main(
+    *, control_fd: int, input_fd: int, output_fd: int, decode: Decode | None = None, stream: Stream | None = None
+) -> None:
     """Answer requests until the parent closes its end of the control socket, or dies.
 
-    ``decode`` writes the views into ``out``; None: `vidray.views.decode_views`.
+    ``decode`` writes the views into ``out``, ``stream`` chunk after chunk; None: those of `vidray.views`.
     """
     _reset_signals()
     control = socket.socket(fileno=control_fd)
     view, limits, crop = unpack_config(control.recv(MAX_CONFIG_BYTES))
-    if decode is None:
-        from vidray.views import decode_views  # here, so that importing this module does not bring FFmpeg
+    if decode is None or stream is None:
+        from vidray.views import decode_views, stream_views  # here, so that importing this module brings no FFmpeg
 
-        decode = decode_views
+        decode, stream = decode or decode_views, stream or stream_views
     views_VTHWC = np.frombuffer(mmap.mmap(output_fd, view.num_bytes), np.uint8).reshape(view.views_shape)
     set_memory_limit = confine(limits=limits)
     control.send(pack_reply(Reply(request_id=0, status=Status.OK)))
+    streams = _Streams(functools.partial(stream, view=view, limits=limits, out=views_VTHWC), input_fd)
     while message := control.recv(REQUEST_BYTES + 1):
         request = unpack_request(message)
         signal.setitimer(signal.ITIMER_REAL, limits.decode_timeout_seconds + TIMER_GRACE_SECONDS)
-        draw = ClipDraw(crop=crop, seed=request.seed) if crop else None
-        make = functools.partial(decode, view=view, limits=limits, out=views_VTHWC, part=request.part, draw=draw)
-        read = functools.partial(_read_input, input_fd, request.num_bytes, set_memory_limit)
-        reply = _answer(make, read, request_id=request.request_id, limits=limits, out=views_VTHWC)
+        if view.span == "stream":
+            make = functools.partial(streams.answer, request, view=view)
+        else:
+            draw = ClipDraw(crop=crop, seed=request.seed) if crop else None
+            views = functools.partial(decode, view=view, limits=limits, out=views_VTHWC, part=request.part, draw=draw)
+            read = functools.partial(_read_input, input_fd, request.num_bytes, set_memory_limit)
+            make = functools.partial(_decode_into, views_VTHWC, views, read)
+        reply = _answer(make, request_id=request.request_id, limits=limits)
         with contextlib.suppress(BrokenPipeError):  # the parent is gone: the next recv says so
             control.send(pack_reply(reply))
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -110,19 +128,36 @@ def _read_input(input_fd: int, num_bytes: int, set_memory_limit: Callable[[int],
     return data
 
 
-def _answer(
-    decode: Callable[[bytes], tuple[np.ndarray, VideoInfo]],
-    read: Callable[[], bytes],
-    *,
-    request_id: int,
-    limits: Limits,
-    out: np.ndarray,
-) -> Reply:
+def _decode_into(
+    out: np.ndarray, decode: Callable[[bytes], tuple[np.ndarray, VideoInfo]], read: Callable[[], bytes]
+) -> tuple[tuple[int, ...], VideoInfo]:
+    views_VTHWC, info = decode(read())
+    if views_VTHWC is not out:
+        np.copyto(out, views_VTHWC)
+    return out.shape, info
+
+
+class _Streams:
+    """The video that is being streamed, if one is. It is read from the input memory as it goes: no copy of it."""
+
+    def __init__(self, stream: Callable[[DescriptorFile], Iterator[tuple[int, VideoInfo]]], input_fd: int) -> None:
+        self._stream, self._input_fd = stream, input_fd
+        self._chunks: Iterator[tuple[int, VideoInfo]] | None = None
+
+    def answer(self, request: Request, *, view: ViewConfig) -> tuple[tuple[int, ...], VideoInfo]:
+        """The shape of the chunk that is in the output memory now. Raises what ended the stream."""
+        if not request.is_next:
+            self._chunks = self._stream(DescriptorFile(self._input_fd, request.num_bytes))
+        if self._chunks is None:
+            raise WireError("there is no stream to go on with")
+        num_frames, info = next(self._chunks)
+        return (1, num_frames, *view.views_shape[2:]), info
+
+
+def _answer(make: Callable[[], tuple[tuple[int, ...], VideoInfo]], *, request_id: int, limits: Limits) -> Reply:
     try:
-        views_VTHWC, info = decode(read())
-        if views_VTHWC is not out:
-            np.copyto(out, views_VTHWC)
-        return Reply(request_id=request_id, status=Status.OK, shape=out.shape, info=info)
+        shape, info = make()
+        return Reply(request_id=request_id, status=Status.OK, shape=shape, info=info)
     except VideoError as error:
         status, message = error.status, error.message
     except MemoryError:

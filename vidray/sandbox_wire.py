@@ -7,6 +7,11 @@ Nothing that the child sends is trusted: every field is checked here before it m
     child  -> parent  reply 0, "ready"
     parent -> child   request n: the video lies in the input memory, num_bytes long; which part of it, and a seed
     child  -> parent  reply n: a status, and either what is known about the video or a message
+
+With ``span="stream"`` reply n holds the first chunk of the video, and further ones are asked for::
+
+    parent -> child   request n + 1, "next": of the same video
+    child  -> parent  reply n + 1: a chunk of fewer frames than the view config says is the last
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ REQUEST_BYTES = _REQUEST.size
 REPLY_BYTES = _REPLY.size
 
 _REQUEST_MAGIC = b"vrQ2"
+_NEXT_MAGIC = b"vrN1"
 _REPLY_MAGIC = b"vrA1"
 _STATUSES = (
     Status.OK,
@@ -64,7 +70,7 @@ class Reply:
     """Which request it answers; 0 for "ready"."""
     status: Status
     shape: tuple[int, ...] = (0, 0, 0, 0, 0)
-    """(V, T, H, W, C) of the views in the output memory; zeros unless status is ok."""
+    """(V, T, H, W, C) of the views, or the chunk, in the output memory; zeros unless status is ok."""
     info: VideoInfo = field(default_factory=VideoInfo)
     """What is known about the video, without ``decode_seconds``: the parent's own clock is the one that counts."""
     message: str = ""
@@ -82,12 +88,14 @@ class Request:
     """Decides what is random in a training clip; 0 to 2^64 - 1."""
     part: Part = WHOLE
     """What of the file counts as the video."""
+    is_next: bool = False
+    """True: the next chunk of the stream that the last request was about; the other fields mean nothing."""
 
 
 def pack_config(*, view: ViewConfig, limits: Limits, crop: CropConfig | None = None) -> bytes:
     """The first message to a child. With ``crop`` it makes training clips, without it views."""
     values = {
-        "view": dataclasses.asdict(view),
+        "view": view.to_dict(),
         "limits": dataclasses.asdict(limits),
         "crop": None if crop is None else dataclasses.asdict(crop),
     }
@@ -105,7 +113,7 @@ def pack_request(request: Request) -> bytes:
     """A message that asks for what is in the input memory."""
     start, end = request.part.start_seconds, request.part.end_seconds
     numbers = request.request_id, request.num_bytes, request.seed, start, math.nan if end is None else end
-    return _REQUEST.pack(_REQUEST_MAGIC, *numbers)
+    return _REQUEST.pack(_NEXT_MAGIC if request.is_next else _REQUEST_MAGIC, *numbers)
 
 
 def unpack_request(message: bytes) -> Request:
@@ -113,10 +121,11 @@ def unpack_request(message: bytes) -> Request:
     if len(message) != _REQUEST.size:
         raise WireError(f"a request has {_REQUEST.size} bytes, got {len(message)}")
     magic, request_id, num_bytes, seed, start, end = _REQUEST.unpack(message)
-    if magic != _REQUEST_MAGIC:
-        raise WireError(f"a request starts with {_REQUEST_MAGIC!r}, got {magic!r}")
+    if magic not in (_REQUEST_MAGIC, _NEXT_MAGIC):
+        raise WireError(f"a request starts with {_REQUEST_MAGIC!r} or {_NEXT_MAGIC!r}, got {magic!r}")
     part = Part(start_seconds=start, end_seconds=None if math.isnan(end) else end)
-    return Request(request_id=request_id, num_bytes=num_bytes, seed=seed, part=part)
+    is_next = magic == _NEXT_MAGIC
+    return Request(request_id=request_id, num_bytes=num_bytes, seed=seed, part=part, is_next=is_next)
 
 
 def pack_reply(reply: Reply) -> bytes:

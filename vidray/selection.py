@@ -34,6 +34,47 @@ class SampledClip:
     """(T,) what ``convert`` made of each frame."""
 
 
+def pictures_at(
+    times: Iterator[int],
+    frames: Iterator[tuple[int, Any]],
+    *,
+    convert: Convert,
+    end_of: Callable[[int], float],
+) -> Iterator[np.ndarray]:
+    """The picture on screen at each of some times: of the last frame that begins by then, or else of the first.
+
+    Args:
+        times: pts, sorted.
+        frames: (pts, frame) as they are decoded. All are read, also those that come after the last time.
+        convert: makes a picture of a frame; not asked again while the same frame stays on screen.
+        end_of: when the frame of this pts leaves the screen, if none comes after it.
+
+    Raises:
+        VideoError: CORRUPT if there is no frame.
+    """
+    time = next(times, None)
+    for frame, end in _on_screen(frames, end_of):
+        picture = None
+        while time is not None and time < end:
+            picture = convert(frame) if picture is None else picture
+            yield picture
+            time = next(times, None)
+
+
+def _on_screen(frames: Iterator[tuple[int, Any]], end_of: Callable[[int], float]) -> Iterator[tuple[Any, float]]:
+    """Each frame and when the next takes its place. One whose pts is not above those before it never gets there."""
+    last: tuple[int, Any] | None = None
+    for pts, frame in frames:
+        if last is not None and pts <= last[0]:
+            continue
+        if last is not None:
+            yield last[1], pts
+        last = pts, frame
+    if last is None:
+        raise VideoError(Status.CORRUPT, "no frame could be decoded")
+    yield last[1], end_of(last[0])
+
+
 class FrameSource(Protocol):
     """A stream that can be decoded from any of its key frames on."""
 

@@ -46,6 +46,13 @@ class Timeline:
     """pts of the packets whose frames are shown (an edit list may hide some)."""
     ends: int | None = None
     """End of the last frame: the largest pts plus duration. None: no frame yet."""
+    num_packets: int = 0
+    num_shown: int = 0
+    last_pts: int | None = None
+    """The largest pts that is shown."""
+    keeps_packets: bool = True
+    """False: only what is counted and compared is kept, a few numbers however long the video. Then no frame can be
+    looked up, only decoding from the start makes sense."""
     is_timed: bool = True
     """False if packets lack pts (raw streams): then frames are counted, ``default_duration`` apart."""
     frame_pts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -53,22 +60,32 @@ class Timeline:
 
     def add(self, *, pts: int | None, duration: int | None, is_key: bool, is_hidden: bool) -> None:
         """Appends a packet."""
+        if self.keeps_packets:
+            self._keep(pts=pts, is_key=is_key, is_hidden=is_hidden)
+        self.num_packets += 1
+        if pts is None:
+            self.is_timed = False
+        elif not is_hidden:
+            self.num_shown += 1
+            end = pts + (duration or self.default_duration)
+            self.ends = end if self.ends is None else max(self.ends, end)
+            self.last_pts = pts if self.last_pts is None else max(self.last_pts, pts)
+
+    def _keep(self, *, pts: int | None, is_key: bool, is_hidden: bool) -> None:
         if is_key and pts is not None:
             self.keys.append(len(self.packet_pts))
             self.key_pts.append(pts)
         self.packet_pts.append(pts)
-        if pts is None:
-            self.is_timed = False
-        elif not is_hidden:
+        if pts is not None and not is_hidden:
             self.shown.append(pts)
-            end = pts + (duration or self.default_duration)
-            self.ends = end if self.ends is None else max(self.ends, end)
 
     def finish(self) -> None:
         """Computes what needs all packets."""
         if not self.is_timed:
             self.shown = [i * self.default_duration for i in range(len(self.packet_pts))]
-            self.ends = len(self.shown) * self.default_duration
+            self.num_shown = self.num_packets
+            self.ends = self.num_packets * self.default_duration
+            self.last_pts = self.ends - self.default_duration
             self.keys, self.key_pts = [], []  # counting needs the first frame
         self.frame_pts = np.unique(np.array(self.shown, dtype=np.int64))
         # A key frame is only found by time if those before it are earlier; bisecting needs that too.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Span = Literal["stride", "full"]
+ViewSpan = Literal["stride", "full", "stream"]
 Aggregation = Literal["prob", "score"]
 
 REFERENCE_FPS = 30
@@ -142,8 +144,9 @@ class ViewConfig:
     """Height and width of a view in pixels."""
     stride: int = 4
     """Frames between two sampled ones at 30 frames per second; a clip lasts ``num_frames * stride / 30`` seconds."""
-    span: Span = "stride"
-    """``stride``: clips of that length; ``full``: every clip spans the whole video."""
+    span: ViewSpan = "stride"
+    """``stride``: clips of that length; ``full``: every clip spans the whole video. ``stream``: all of it, a frame
+    every ``stride / 30`` seconds however many that are, in chunks of at most ``num_frames``; for scoring only."""
     num_clips: int = 5
     """Clips per video, spread evenly from the first frame to the last; one alone is centred."""
     num_crops: int = 1
@@ -155,6 +158,8 @@ class ViewConfig:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     aggregation: Aggregation = "prob"
     """``prob``: mean of the views' probabilities. ``score``: probabilities of the mean of their logits."""
+    timeline_seconds: float | None = None
+    """With ``span="stream"``: how often the label so far is noted, in seconds of video. None: only at the end."""
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "size", "stride", "num_clips"):
@@ -162,14 +167,38 @@ class ViewConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_crops not in (1, 3):
             raise ValueError(f"num_crops must be 1 or 3, got {self.num_crops}")
-        if self.span not in ("stride", "full"):
-            raise ValueError(f"span must be 'stride' or 'full', got {self.span!r}")
+        if self.span not in ("stride", "full", "stream"):
+            raise ValueError(f"span must be 'stride', 'full' or 'stream', got {self.span!r}")
+        self._check_stream()
         if self.aggregation not in ("prob", "score"):
             raise ValueError(f"aggregation must be 'prob' or 'score', got {self.aggregation!r}")
         if self.short_side is not None and self.short_side < self.size:
             raise ValueError(f"short_side must be at least size ({self.size}), got {self.short_side}")
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std must be positive, got {self.std}")
+
+    def _check_stream(self) -> None:
+        if self.span == "stream" and self.num_views != 1:
+            raise ValueError(f"a stream is one clip and one crop, got {self.num_clips} and {self.num_crops}")
+        if self.timeline_seconds is None:
+            return
+        if self.span != "stream":
+            raise ValueError(f"timeline_seconds needs span 'stream', got {self.span!r}")
+        if not math.isfinite(self.timeline_seconds) or self.timeline_interval < self.frame_seconds:
+            raise ValueError(
+                f"timeline_seconds must be at least {float(self.frame_seconds):g}, one sampled frame at stride "
+                f"{self.stride}, got {self.timeline_seconds:g}"
+            )
+
+    @property
+    def frame_seconds(self) -> Fraction:
+        """Time from one sampled frame to the next with ``span="stream"``."""
+        return Fraction(self.stride, REFERENCE_FPS)
+
+    @property
+    def timeline_interval(self) -> Fraction:
+        """``timeline_seconds`` as it was written: 0.7 is 7/10. There must be one."""
+        return Fraction(str(self.timeline_seconds))
 
     @property
     def clip_seconds(self) -> Fraction:
@@ -191,13 +220,20 @@ class ViewConfig:
         """Bytes of one video's uint8 views."""
         return self.num_views * self.num_frames * self.size * self.size * 3
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values. What only streams have is left out elsewhere: result keys from before there were any stay."""
+        values = dataclasses.asdict(self)
+        if self.timeline_seconds is None:
+            del values["timeline_seconds"]
+        return values
+
     def to_json(self) -> str:
         """Canonical JSON: equal configs give equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ViewConfig:
-        """The config that ``dataclasses.asdict`` gave, also after a way through JSON."""
+        """The config that ``to_dict`` gave, also after a way through JSON."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(values) - known:
             raise ValueError(f"unknown view config keys {sorted(unknown)}, allowed are {sorted(known)}")
@@ -213,16 +249,17 @@ class Limits:
     """Largest object that is fetched, in bytes."""
     max_pixels: int = 8192 * 4320
     """Largest frame that is decoded, in pixels (width × height)."""
-    max_frames: int = 100_000
-    """Most frames that are decoded for one video."""
+    max_frames: int | None = None
+    """Most frames that a video may have. Default: 100,000; with --streaming 1,000,000, nine hours at 30 per second."""
     max_duration_seconds: float = 6 * 3600.0
     """Longest video, in seconds."""
     decode_timeout_seconds: float = 60.0
-    """Wall-clock seconds for decoding one video, after which its decoder is killed."""
+    """Wall-clock seconds for decoding one video (or one chunk, with --streaming), after which its decoder is killed."""
     decode_memory_bytes: int = 3 * 1024**3
     """Address space that the decoder process may use beyond what it has at its start."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) <= 0:
-                raise ValueError(f"{field.name} must be positive, got {getattr(self, field.name)}")
+            value = getattr(self, field.name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{field.name} must be positive, got {value}")

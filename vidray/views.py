@@ -6,7 +6,9 @@ A view is one crop of one clip. All views of a video are one uint8 array; normal
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -14,8 +16,9 @@ import numpy as np
 from vidray.decode import VideoDecoder, drawn_crops, view_crops
 from vidray.errors import VideoError
 from vidray.random_crops import ClipDraw
-from vidray.sampling import random_span, spans_within, spread_spans
+from vidray.sampling import random_span, spans_within, spread_spans, stream_chunks
 from vidray.types import WHOLE, ClipSpan, Limits, Part, Status, VideoInfo, ViewConfig
+from vidray.video_files import SeekableFile
 
 
 def decode_views(
@@ -55,6 +58,35 @@ def decode_views(
         for t, crops in enumerate(clip.pictures):
             clip_views[:, t] = crops
     return views_VTHWC, dataclasses.replace(info, decode_seconds=time.perf_counter() - started)
+
+
+def stream_views(
+    file: bytes | SeekableFile, *, view: ViewConfig, limits: Limits, out: np.ndarray
+) -> Iterator[tuple[int, VideoInfo]]:
+    """Decodes a video chunk by chunk (``sampling.stream_chunks``), each when it is asked for.
+
+    Args:
+        view: with ``span="stream"``.
+        out: uint8 of ``view.views_shape``: every chunk is written to the start of its one clip.
+
+    Yields:
+        How many frames the chunk has, and what was found out so far. The last one has fewer than ``stream_chunks``
+        says, perhaps none.
+
+    Raises:
+        VideoError: TOO_LARGE, UNSUPPORTED, NO_VIDEO or CORRUPT, with the first chunk; UNSUPPORTED also later.
+    """
+    frames_THWC = out[0]
+    with VideoDecoder(file, limits, is_streamed=True) as decoder:
+        pictures = decoder.stream(view, convert=view_crops(view))
+        for chunk in stream_chunks(view):
+            num_frames = 0
+            for picture in itertools.islice(pictures, chunk.num_frames):
+                frames_THWC[num_frames] = picture[0]
+                num_frames += 1
+            yield num_frames, decoder.info
+            if num_frames < chunk.num_frames:
+                return
 
 
 def _spans(duration: Fraction, view: ViewConfig, part: Part, draw: ClipDraw | None) -> list[ClipSpan]:

@@ -6,6 +6,7 @@ Nothing here imports torch or transformers before a class is asked for: the driv
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +49,8 @@ class Family:
     attention: Literal["sdpa", "eager"] = "sdpa"
     """How Transformers computes attention (``eager`` where it does not). Always named, since a config.json could name
     code from the Hub instead."""
+    stream_key: str | None = None
+    """Where config.json says whether the network keeps a state from chunk to chunk (``forward_stream``), if it does."""
     head_key: str = "classifier.weight"
     """The classifier's weights, (num_labels, features), in the weights file."""
     mean: tuple[float, float, float]
@@ -177,6 +180,7 @@ _ROWS = (
         input_rule="any",
         span="full",
         num_clips=1,
+        stream_key="stream",
         attention="eager",
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
@@ -184,6 +188,18 @@ _ROWS = (
 )
 
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
+
+
+def require_stream(family: Family, config: Mapping[str, Any]) -> None:
+    """Raise UsageError if the network that a config.json describes cannot be fed chunk by chunk."""
+    if family.stream_key is not None and config.get(family.stream_key) is True:
+        return
+    able = ", ".join(f"{name} with {row.stream_key}: true" for name, row in FAMILIES.items() if row.stream_key)
+    raise UsageError(
+        f"--streaming needs a network that keeps a state between chunks of frames: {able} in config.json (`vidray "
+        f"convert movinet --kind stream` makes one); this one is {family.model_type}"
+        + (f" with {family.stream_key}: {config.get(family.stream_key, False)}" if family.stream_key else "")
+    )
 
 
 def find_family(model_type: object) -> Family:

@@ -19,6 +19,7 @@ from vidray.checkpoint import Checkpoint, read_checkpoint, result_key
 from vidray.config import ScoreConfig
 from vidray.errors import RunError, TooManyFailuresError
 from vidray.lease import Lease
+from vidray.models.families import require_stream
 from vidray.scoring import history, output
 from vidray.scoring.output import Collector
 from vidray.scoring.plan import Plan, commit_plan, find_resumable, plan_fresh
@@ -33,16 +34,18 @@ if TYPE_CHECKING:
 MAX_ROUNDS = 5
 """How often rows that Ray lost are asked for again before the run gives up."""
 
-MakeStages = Callable[[ScoreConfig, Checkpoint, ViewConfig, int | None], "tuple[Stage, Stage]"]
+MakeStages = Callable[[ScoreConfig, Checkpoint, ViewConfig, int | None], "tuple[Stage | None, Stage]"]
 
 
 def default_stages(
     config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig, num_threads: int | None
-) -> tuple[Stage, Stage]:
-    """The decode and the predict stage that a run uses."""
+) -> tuple[Stage | None, Stage]:
+    """The decode and the predict stage that a run uses; None and one that does both for a streaming run."""
     from vidray.scoring.pipeline import Stage
     from vidray.scoring.stages import DecodeStage, PredictStage
 
+    if view.span == "stream":
+        return None, _stream_stage(config, checkpoint, view, num_threads)
     decode = {"view": view, "limits": config.limits, "fetch_threads": config.fetch_threads}
     predict = {
         "checkpoint": checkpoint,
@@ -55,6 +58,23 @@ def default_stages(
         "top_k": config.top_k,
     }
     return Stage(cls=DecodeStage, kwargs=decode), Stage(cls=PredictStage, kwargs=predict)
+
+
+def _stream_stage(config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig, num_threads: int | None) -> Stage:
+    from vidray.scoring.pipeline import Stage
+    from vidray.scoring.streaming import StreamStage
+
+    kwargs = {
+        "checkpoint": checkpoint,
+        "view": view,
+        "limits": config.limits,
+        "num_videos": config.streams_per_actor(num_threads),
+        "device": config.device,
+        "precision": config.precision,
+        "num_threads": num_threads,
+        "top_k": config.top_k,
+    }
+    return Stage(cls=StreamStage, kwargs=kwargs)
 
 
 def _versions(rows: pa.Table) -> pa.ChunkedArray:
@@ -71,6 +91,8 @@ class ScoreJob:
         self.progress = progress or Progress()
         self.store = Store(config.output, conditional=not config.allow_unconditional_store)
         self.checkpoint = read_checkpoint(config.model)
+        if config.streaming:
+            require_stream(self.checkpoint.family, self.checkpoint.config)
         self.view = config.effective_view(self.checkpoint.meta.view)
         self.result_key = result_key(self.checkpoint.meta.fingerprint, self.view)
         self._make_stages = make_stages
@@ -196,7 +218,7 @@ class ScoreJob:
         layout = pipeline.make_layout(self.config, self.view, cluster, num_rows=rows.num_rows)
         decode, predict = self._make_stages(self.config, self.checkpoint, self.view, layout.threads_per_predictor)
         for table in pipeline.stream(
-            rows, decode=decode, predict=predict, layout=layout, stall_timeout=self.config.stall_timeout_seconds
+            rows, decode=decode, predict=predict, layout=layout, stall_timeout=self.config.stall_seconds
         ):
             for fresh in collector.add(table):
                 clock.add(fresh)
@@ -212,7 +234,8 @@ class ScoreJob:
             plan,
             rows,
             clock,
-            fetch_threads=self.config.fetch_threads,
+            # Each decoder of a streaming run fetches its own next video.
+            fetch_threads=1 if self.config.streaming else self.config.fetch_threads,
             max_failure_rate=self.config.max_failure_rate,
         )
         marker = "_SUCCESS" if summary["outcome"] == "success" else "_FAILED"

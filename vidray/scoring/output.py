@@ -26,6 +26,8 @@ ROW = "row"
 
 TOP_K_TYPE = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 
+TIMELINE_TYPE = pa.list_(pa.struct([("end_seconds", pa.float64()), ("label", pa.string()), ("score", pa.float32())]))
+
 PREDICTION_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
@@ -37,6 +39,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("label", pa.string()),
         ("score", pa.float32()),
         ("top_k", TOP_K_TYPE),
+        ("timeline", TIMELINE_TYPE),
         ("num_views", pa.int32()),
         ("duration_seconds", pa.float64()),
         ("width", pa.int32()),

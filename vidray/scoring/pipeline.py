@@ -8,6 +8,7 @@ sizes: hence ``target_max_block_size = None``.)
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from vidray.types import ViewConfig
 BLOCK_BYTES = 64 * 1024**2
 """Views in one block, about: the unit of memory and of retry."""
 MAX_ROWS_PER_BLOCK = 16
+MAX_ROWS_PER_STREAM_BLOCK = 4
+"""Streamed videos in one block: they may be hours long, and a block is what is done again when its actor dies."""
 BLOCKS_PER_READ_TASK = 64
 READ_CPUS = 0.05
 DECODERS_PER_READ_TASK = 32
@@ -64,9 +67,10 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the work runs: two pools and the size of a block."""
+    """Where the work runs: two pools, or one that does both, and the size of a block."""
 
-    decode: Pool
+    decode: Pool | None
+    """None: the predictors decode too, as in a streaming run."""
     predict: Pool
     rows_per_block: int
     threads_per_predictor: int | None
@@ -100,6 +104,8 @@ def make_layout(config: ScoreConfig, view: ViewConfig, cluster: Cluster, *, num_
     if config.precision == "fp16" and not on_gpu:
         raise UsageError("--precision fp16 needs a GPU; on a CPU take fp32 or bf16")
     predict = _predict_pool(config, cluster, on_gpu=on_gpu)
+    if view.span == "stream":
+        return _stream_layout(config, predict, cluster, num_rows=num_rows)
     decode = _decode_pool(config, cluster, on_gpu=on_gpu)
     _check_fits(decode, predict, cluster)
     num_bytes = view.num_bytes
@@ -129,7 +135,18 @@ def _decode_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Pool
     return Pool(min_size=low, max_size=high, num_cpus=cpus, calls_per_actor=2)
 
 
-def _check_fits(decode: Pool, predict: Pool, cluster: Cluster) -> None:
+def _stream_layout(config: ScoreConfig, predict: Pool, cluster: Cluster, *, num_rows: int) -> Layout:
+    """One pool: every actor has the decoders of its videos with it, and is called once for each video at a time."""
+    threads = None if predict.num_gpus else max(1, int(cluster.num_cpus) // predict.max_size)
+    num_videos = config.streams_per_actor(threads)
+    pool = dataclasses.replace(predict, num_cpus=0 if predict.num_gpus else 0.9, calls_per_actor=num_videos)
+    _check_fits(None, pool, cluster)
+    rows = max(1, min(MAX_ROWS_PER_STREAM_BLOCK, num_rows // (4 * num_videos * pool.max_size)))
+    return Layout(decode=None, predict=pool, rows_per_block=rows, threads_per_predictor=threads)
+
+
+def _check_fits(decode: Pool | None, predict: Pool, cluster: Cluster) -> None:
+    decode = decode or Pool(min_size=0, max_size=0, num_cpus=0)
     need_cpus = decode.min_size * decode.num_cpus + predict.min_size * predict.num_cpus + READ_CPUS
     need_gpus = predict.min_size * predict.num_gpus
     if need_cpus <= cluster.max_cpus and need_gpus <= cluster.max_gpus:
@@ -142,9 +159,9 @@ def _check_fits(decode: Pool, predict: Pool, cluster: Cluster) -> None:
 
 
 def stream(
-    rows: pa.Table, *, decode: Stage, predict: Stage, layout: Layout, stall_timeout: float
+    rows: pa.Table, *, decode: Stage | None, predict: Stage, layout: Layout, stall_timeout: float
 ) -> Iterator[pa.Table]:
-    """Run plan rows through both stages; tables of predicted rows come back in whatever order they finish."""
+    """Run plan rows through the stages; tables of predicted rows come back in whatever order they finish."""
     _configure(stall_timeout)
     try:
         yield from make_graph(rows, decode=decode, predict=predict, layout=layout).iter_batches(
@@ -154,13 +171,14 @@ def stream(
         raise explain(error) from error
 
 
-def make_graph(rows: pa.Table, *, decode: Stage, predict: Stage, layout: Layout) -> ray.data.Dataset:
-    """The dataset of a run, not yet executed. Decode and predict are two operators, each a pool of actors."""
-    return (
-        _plan_dataset(rows, layout)
-        .map_batches(decode.cls, fn_constructor_kwargs=decode.kwargs, **_placement(layout, layout.decode))
-        .map_batches(predict.cls, fn_constructor_kwargs=predict.kwargs, **_placement(layout, layout.predict))
-    )
+def make_graph(rows: pa.Table, *, decode: Stage | None, predict: Stage, layout: Layout) -> ray.data.Dataset:
+    """The dataset of a run, not yet executed. Decode and predict are two operators, each a pool of actors; without
+    ``decode`` (and its pool) predict is all."""
+    dataset = _plan_dataset(rows, layout)
+    for stage, pool in ((decode, layout.decode), (predict, layout.predict)):
+        if stage is not None and pool is not None:
+            dataset = dataset.map_batches(stage.cls, fn_constructor_kwargs=stage.kwargs, **_placement(layout, pool))
+    return dataset
 
 
 def _plan_dataset(rows: pa.Table, layout: Layout) -> ray.data.Dataset:
@@ -176,7 +194,7 @@ def _plan_dataset(rows: pa.Table, layout: Layout) -> ray.data.Dataset:
         source,
         num_cpus=READ_CPUS,
         override_num_blocks=source.num_blocks,
-        concurrency=1 + layout.decode.max_size // DECODERS_PER_READ_TASK,
+        concurrency=1 + (layout.decode or layout.predict).max_size // DECODERS_PER_READ_TASK,
     )
 
 

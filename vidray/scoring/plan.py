@@ -133,7 +133,7 @@ def plan_fresh(
         fingerprint=fingerprint,
         view_config=view_config,
         result_key=result_key,
-        rows_per_part=config.rows_per_part or default_rows_per_part(rows.num_rows),
+        rows_per_part=config.rows_per_part or default_rows_per_part(rows.num_rows, streaming=config.streaming),
         num_listed=listed.num_rows,
         num_already_done=listed.num_rows - rows.num_rows,
     )
@@ -145,9 +145,13 @@ def new_run_id() -> str:
     return f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
-def default_rows_per_part(num_rows: int) -> int:
-    """A hundredth of the run, between 50 (small files are slow to query) and 4000 (a crash should cost little)."""
-    return min(max(num_rows // 100, 50), 4000)
+def default_rows_per_part(num_rows: int, *, streaming: bool = False) -> int:
+    """A hundredth of the run, between 50 (small files are slow to query) and 4000 (a crash should cost little).
+
+    Streamed videos may be hours long and their rows large: between 5 and 500.
+    """
+    least, most = (5, 500) if streaming else (50, 4000)
+    return min(max(num_rows // 100, least), most)
 
 
 def commit_plan(store: Store, plan: Plan) -> Plan:

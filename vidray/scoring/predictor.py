@@ -32,8 +32,8 @@ from vidray.types import ViewConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_MAX_MESSAGE = 500
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_MESSAGE = 500
 _CPU_BATCH_BYTES = 5_000_000
 
 
@@ -93,7 +93,7 @@ class Predictor:
         self.precision = choose_precision(precision, self.device)
         self._room = self._make_room(batch_size or default_batch_size(self.view, self.device))
         self.top_k = top_k
-        self._dtype = _DTYPES[self.precision]
+        self._dtype = DTYPES[self.precision]
         self._family = checkpoint.family
         check_view(self.view, config=checkpoint.config, family=self._family)
         model = load_model(checkpoint, dtype=self._dtype).to(self.device)
@@ -129,10 +129,10 @@ class Predictor:
         try:
             return [self._score(logits) for logits in self._logits(views)]
         except Exception as error:
-            if _is_fatal(error):
+            if is_fatal(error):
                 raise
             if len(views) == 1:
-                return [Scores(error=f"{type(error).__name__}: {error}"[:_MAX_MESSAGE])]
+                return [Scores(error=f"{type(error).__name__}: {error}"[:MAX_MESSAGE])]
         # Outside the handler, so that the failed batch's memory is free again.
         return [self.predict([array])[0] for array in views]
 
@@ -274,8 +274,8 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["fp3
     """
     if precision == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if precision not in _DTYPES:
-        raise UsageError(f"precision must be one of auto, {', '.join(_DTYPES)}, got {precision!r}")
+    if precision not in DTYPES:
+        raise UsageError(f"precision must be one of auto, {', '.join(DTYPES)}, got {precision!r}")
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("precision fp16 needs a GPU; on a CPU use fp32 or bf16")
     return precision
@@ -293,6 +293,6 @@ def default_batch_size(view: ViewConfig, device: torch.device) -> int:
     return max(1, min(32, _CPU_BATCH_BYTES // view_bytes))
 
 
-def _is_fatal(error: Exception) -> bool:
+def is_fatal(error: Exception) -> bool:
     """True if the device itself is lost for this process, so that no further video could be scored with it."""
     return isinstance(error, torch.AcceleratorError)

@@ -66,7 +66,7 @@ DECODED_SCHEMA = pa.schema(
 PREDICTED_SCHEMA = pa.schema(
     [
         *(field for field in DECODED_SCHEMA if field.name != "views"),
-        *(PREDICTION_SCHEMA.field(name) for name in ("label", "score", "top_k", "num_views", "scored_at")),
+        *(PREDICTION_SCHEMA.field(name) for name in ("label", "score", "top_k", "timeline", "num_views", "scored_at")),
         *(
             STAGE_SCHEMA.field(name)
             for name in ("predict_seconds", "predictor", "predict_started_at", "predict_ended_at")
@@ -75,7 +75,7 @@ PREDICTED_SCHEMA = pa.schema(
 )
 
 
-def _worker_name() -> str:
+def worker_name() -> str:
     return f"{socket.gethostname()}/{os.getpid()}"
 
 
@@ -93,7 +93,7 @@ class DecodeStage:
         self._sandbox.start()
         # Two blocks may be in this stage at once, so that one is fetched while the other is decoded.
         self._decoding = threading.Lock()
-        self._name = _worker_name()
+        self._name = worker_name()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Plan rows → DECODED_SCHEMA, in the same order. Never raises for a video."""
@@ -136,24 +136,24 @@ class DecodeStage:
     def _decode(self, data: bytes | VideoError, fetch_seconds: float, out: np.ndarray) -> dict[str, Any]:
         row: dict[str, Any] = {"fetch_seconds": fetch_seconds, "decoder": self._name}
         if isinstance(data, VideoError):
-            return row | _failure(data)
+            return row | failure_columns(data)
         row["size_bytes"] = len(data)
         try:
             _, info = self._sandbox.decode(data, out=out)
         except VideoError as error:
-            return row | _failure(error)
-        return row | _info(info) | {"status": Status.OK.value}
+            return row | failure_columns(error)
+        return row | info_columns(info) | {"status": Status.OK.value}
 
 
 def _ref(values: dict[str, Any]) -> VideoRef:
     return VideoRef(**values)
 
 
-def _failure(error: VideoError) -> dict[str, Any]:
+def failure_columns(error: VideoError) -> dict[str, Any]:
     return {"status": error.status.value, "error": error.message}
 
 
-def _info(info: VideoInfo) -> dict[str, Any]:
+def info_columns(info: VideoInfo) -> dict[str, Any]:
     return {name: getattr(info, name) for name in _INFO_COLUMNS}
 
 
@@ -222,7 +222,7 @@ class PredictStage:
         from vidray.scoring.predictor import Predictor  # torch: only in the process that predicts
 
         self._view = view
-        self._name = _worker_name()
+        self._name = worker_name()
         self._busy = BusyClock()
         self._refusal: UsageError | None = None
         try:

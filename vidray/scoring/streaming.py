@@ -1,0 +1,209 @@
+"""The stage of a streaming score run: plan rows in, prediction rows out. Ray Data keeps one in every actor; nothing
+here knows of Ray.
+
+Fetching, decoding and predicting are one stage, because decoders and network take turns on each video: a chunk is
+decoded when the network is about to want it, and nothing but a state and two chunks of a video is ever in memory beside
+the bytes of its file. Each video has a thread, which fetches it, asks a sandbox for chunks and waits for their scores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from vidray.errors import UsageError, VideoError
+from vidray.sampling import Chunk, stream_chunks
+from vidray.sandbox import Sandbox
+from vidray.scoring.output import ROW
+from vidray.scoring.stages import PREDICTED_SCHEMA, failure_columns, info_columns, worker_name
+from vidray.storage import fetch
+from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
+
+if TYPE_CHECKING:
+    from vidray.checkpoint import Checkpoint
+    from vidray.config import Device, Precision
+
+MAX_HELD_BYTES = 2 * 1024**3
+"""Bytes of objects that one actor holds at once; a larger one is held alone."""
+
+
+class StreamStage:
+    """Holds one network, and a decoder for each of the videos that are scored side by side."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Checkpoint,
+        view: ViewConfig,
+        limits: Limits,
+        num_videos: int,
+        device: Device = "auto",
+        precision: Precision = "auto",
+        num_threads: int | None = None,
+        top_k: int = 5,
+        child_module: str = "vidray.sandbox_child",
+    ) -> None:
+        self._view, self._limits, self._name = view, limits, worker_name()
+        self._sandboxes: SimpleQueue[tuple[int, Sandbox]] = SimpleQueue()
+        for number in range(num_videos):
+            sandbox = Sandbox(view=view, limits=limits, child_module=child_module)
+            sandbox.start()  # before torch is imported: both take a while
+            self._sandboxes.put((number, sandbox))
+        self._threads = ThreadPoolExecutor(num_videos, thread_name_prefix="vidray-stream")
+        self._budget = ByteBudget(MAX_HELD_BYTES)
+        from vidray.scoring.stream_predictor import StreamPredictor  # torch: only in the process that predicts
+
+        self._refusal: UsageError | None = None
+        try:
+            self._predictor = StreamPredictor(
+                checkpoint,
+                view=view,
+                device=device,
+                precision=precision,
+                max_videos=num_videos,
+                num_threads=num_threads,
+                top_k=top_k,
+            )
+        except UsageError as error:  # raised with the first block, as in PredictStage
+            self._refusal = error
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Plan rows → PREDICTED_SCHEMA, in the same order. Never raises for a video.
+
+        May be called from several threads: their videos share the network, so that the end of one block, with few
+        videos left, is the beginning of the next.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        futures = [self._threads.submit(self._score, values) for values in block.to_pylist()]
+        return pa.Table.from_pylist([future.result() for future in futures], PREDICTED_SCHEMA)
+
+    def _score(self, values: dict[str, Any]) -> dict[str, Any]:
+        """One video from its plan row to its prediction row."""
+        row = {name: values[name] for name in (ROW, "uri", "etag", "attempts")}
+        ref = VideoRef(**{name: values[name] for name in ("uri", "path", "size_bytes", "etag")})
+        number, sandbox = self._sandboxes.get()
+        row["decoder"] = f"{self._name}/{number}"
+        try:
+            with self._budget.held(ref.size_bytes or 0):
+                return row | self._watch(sandbox, ref, row)
+        except VideoError as error:
+            return row | failure_columns(error) | {"scored_at": _now()}
+        finally:
+            self._sandboxes.put((number, sandbox))
+
+    def _watch(self, sandbox: Sandbox, ref: VideoRef, row: dict[str, Any]) -> dict[str, Any]:
+        stream = _Stream(view=self._view)
+        # The object's bytes are passed on and not kept here: the sandbox lets go of them when the child has them.
+        chunks = sandbox.stream(self._fetch(ref, row))
+        with contextlib.closing(chunks):
+            for chunk, (frames_THWC, info) in zip(stream_chunks(self._view), chunks, strict=False):
+                stream.info = info
+                if len(frames_THWC):
+                    self._step(stream, chunk, frames_THWC)
+        return self._finished(stream)
+
+    def _fetch(self, ref: VideoRef, row: dict[str, Any]) -> bytes:
+        started = time.perf_counter()
+        try:
+            data = fetch(ref, limits=self._limits)
+        finally:
+            row["fetch_seconds"] = time.perf_counter() - started
+        row["size_bytes"] = len(data)
+        return data
+
+    def _step(self, stream: _Stream, chunk: Chunk, frames_THWC: np.ndarray) -> None:
+        stream.started_at = stream.started_at or time.time()
+        step = self._predictor.step(frames_THWC, stream.state)
+        stream.state, stream.logits = step.state, step.logits
+        stream.predict_seconds += step.seconds
+        stream.num_frames += len(frames_THWC)
+        # What ends with the video, or is cut off by its end, is noted when the video has ended.
+        if chunk.end_seconds is not None and len(frames_THWC) == chunk.num_frames:
+            end_seconds = float(chunk.end_seconds)
+            if end_seconds < (stream.info.duration_seconds or 0):
+                self._note(stream, end_seconds)
+
+    def _note(self, stream: _Stream, end_seconds: float) -> None:
+        ((label, score),) = self._predictor.best(stream.logits, k=1)
+        stream.timeline.append({"end_seconds": end_seconds, "label": label, "score": score})
+
+    def _finished(self, stream: _Stream) -> dict[str, Any]:
+        if stream.logits is None:
+            raise VideoError(Status.DECODER_CRASHED, "the decoder gave neither a frame nor a reason")
+        best = self._predictor.best(stream.logits)
+        if self._view.timeline_seconds is not None and stream.end_seconds > stream.noted_seconds:
+            self._note(stream, stream.end_seconds)
+        return info_columns(stream.info) | {
+            "status": Status.OK.value,
+            "label": best[0][0],
+            "score": best[0][1],
+            "top_k": [{"label": label, "score": score} for label, score in best],
+            "timeline": None if self._view.timeline_seconds is None else stream.timeline,
+            "num_views": 1,
+            "scored_at": _now(),
+            "predictor": self._name,
+            "predict_seconds": stream.predict_seconds,
+            "predict_started_at": stream.started_at,
+            "predict_ended_at": time.time(),
+        }
+
+
+@dataclass(kw_only=True, slots=True)
+class _Stream:
+    """What is known of a video so far: the same few things after an hour as after a second, but for the timeline."""
+
+    view: ViewConfig
+    state: Any = None
+    logits: Any = None
+    """(num_labels,) of all frames so far; None before the first."""
+    info: VideoInfo = field(default_factory=VideoInfo)
+    num_frames: int = 0
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+    started_at: float = 0.0
+    predict_seconds: float = 0.0
+
+    @property
+    def end_seconds(self) -> float:
+        """Where the last frame ends: with the video, or earlier where the rest of it did not decode."""
+        return min(self.info.duration_seconds or 0.0, float(self.num_frames * self.view.frame_seconds))
+
+    @property
+    def noted_seconds(self) -> float:
+        """The last entry's end."""
+        return self.timeline[-1]["end_seconds"] if self.timeline else -1.0
+
+
+class ByteBudget:
+    """Lets threads hold so many bytes together; one that wants more than that must be alone."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes, self._num_held = num_bytes, 0
+        self._freed = threading.Condition()
+
+    @contextlib.contextmanager
+    def held(self, num_bytes: int) -> Iterator[None]:
+        """Waits until there is room."""
+        with self._freed:
+            self._freed.wait_for(lambda: not self._num_held or self._num_held + num_bytes <= self._num_bytes)
+            self._num_held += num_bytes
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._num_held -= num_bytes
+                self._freed.notify_all()
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
