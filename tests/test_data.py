@@ -274,9 +274,9 @@ def test_bad_videos_are_listed_and_fail_the_run_above_a_rate(table: pa.Table) ->
     verdicts, messages = {9: "corrupt", 2: "not_found"}, {9: "damaged"}
     listed = bad_videos_table(table, verdicts, messages)
     assert listed.schema == BAD_VIDEOS_SCHEMA
-    assert [(row["uri"][-6:], row["label"], row["status"], row["error"]) for row in listed.to_pylist()] == [
-        ("02.mp4", "a", "not_found", ""),
-        ("09.mp4", "b", "corrupt", "damaged"),
+    assert [(row["uri"][-6:], *list(row.values())[1:]) for row in listed.to_pylist()] == [
+        ("02.mp4", "a", "train", "not_found", ""),
+        ("09.mp4", "b", "train", "corrupt", "damaged"),
     ]
     assert bad_videos_table(table, {}, {}).schema == BAD_VIDEOS_SCHEMA
     check_failure_rate(verdicts, num_videos=40, max_rate=0.05)

@@ -1,4 +1,4 @@
-"""The Transformers guide's own flow on real files of UCF101: train a head, then score, with the same labels each way."""
+"""The Transformers guide's flow on real files of UCF101: train a head, then score, with the same labels each way."""
 
 from __future__ import annotations
 

@@ -248,16 +248,14 @@ class _Window:
             self._num_ahead += len(group)
 
 
-BAD_VIDEOS_SCHEMA = pa.schema(
-    [("uri", pa.string()), ("label", pa.string()), ("status", pa.string()), ("error", pa.string())]
-)
+BAD_VIDEOS_SCHEMA = pa.schema([(name, pa.string()) for name in ("uri", "label", "split", "status", "error")])
 
 
 def bad_videos_table(table: pa.Table, verdicts: Mapping[int, str], messages: Mapping[int, str]) -> pa.Table:
-    """What ``bad_videos.parquet`` holds: one row per bad video, in the order of ``table``."""
+    """What ``bad_videos.parquet`` holds of one part: one row per bad video, in the order of ``table``."""
     rows = sorted(verdicts)
-    bad = table.select(["uri", "label"]).take(pa.array(rows, pa.int64()))
-    columns = [bad["uri"], bad["label"], [verdicts[row] for row in rows], [messages.get(row, "") for row in rows]]
+    bad = table.select(["uri", "label", "split"]).take(pa.array(rows, pa.int64()))
+    columns = [*bad.columns, [verdicts[row] for row in rows], [messages.get(row, "") for row in rows]]
     return pa.table(dict(zip(BAD_VIDEOS_SCHEMA.names, columns, strict=True)), schema=BAD_VIDEOS_SCHEMA)
 
 

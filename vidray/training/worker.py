@@ -20,14 +20,14 @@ from vidray.training import report
 from vidray.training.build import build_model
 from vidray.training.config import TrainConfig
 from vidray.training.data import bad_videos_table, check_failure_rate, make_clip_source
-from vidray.training.evaluate import Judge, evaluate
+from vidray.training.evaluate import Judge, Verdicts, evaluate
 from vidray.training.keeper import StoreKeeper
 from vidray.training.loop import Loop, use_bf16
 from vidray.training.plan import Plan, read_plan
 from vidray.training.pools import MakePool
 from vidray.training.publish import Result, publish
 from vidray.training.ranks import Ranks
-from vidray.training.task import Task
+from vidray.training.task import Progress, Task
 from vidray.training.trackers import Trackers
 
 
@@ -168,9 +168,7 @@ def _finish(loop: Loop, judge: Judge, plan: Plan, keeper: StoreKeeper, around: S
     )
 
     def extra(folder: Path) -> None:
-        bad = {int(row): status for row, status in progress.verdicts.items()}
-        table = bad_videos_table(plan.manifest.part("train"), bad, {int(r): m for r, m in progress.messages.items()})
-        _write_parquet(table, folder / "bad_videos.parquet")
+        pq.write_table(_all_bad_videos(progress, judge, verdicts, plan), folder / "bad_videos.parquet")
         (folder / "split.parquet").write_bytes(plan.manifest.to_parquet())
         draw(result, judge, verdicts, folder / "report", say=around.say)
 
@@ -182,7 +180,7 @@ def _finish(loop: Loop, judge: Judge, plan: Plan, keeper: StoreKeeper, around: S
     return metrics
 
 
-def draw(result: Result, judge: Judge, verdicts: Any, folder: Path, *, say: Callable[[str], None]) -> None:
+def draw(result: Result, judge: Judge, verdicts: Verdicts, folder: Path, *, say: Callable[[str], None]) -> None:
     """The report, if matplotlib is installed."""
     if not report.can_draw():
         say("no report is drawn: matplotlib is not installed (pip install matplotlib)")
@@ -193,8 +191,15 @@ def draw(result: Result, judge: Judge, verdicts: Any, folder: Path, *, say: Call
     report.draw_mistakes(report.worst_mistakes(verdicts, judge), judge, folder / "mistakes.png")
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path)
+def _all_bad_videos(progress: Progress, judge: Judge, verdicts: Verdicts, plan: Plan) -> pa.Table:
+    """Those of training, then those of validation."""
+    statuses, messages = (
+        {int(row): text for row, text in texts.items()} for texts in (progress.verdicts, progress.messages)
+    )
+    failed = {row: status for row, (status, _) in verdicts.failures.items()}
+    why = {row: message for row, (_, message) in verdicts.failures.items()}
+    trained = bad_videos_table(plan.manifest.part("train"), statuses, messages)
+    return pa.concat_tables([trained, bad_videos_table(judge.table, failed, why)])
 
 
 def choose_device(config: TrainConfig) -> torch.device:
