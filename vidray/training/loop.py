@@ -127,6 +127,8 @@ class Loop:
         self._log_window()
         self._share_verdicts()
         is_last = progress.epoch + 1 >= self.hyper.epochs
+        if not is_last:
+            self.task.clips.prefetch(progress.epoch + 1)
         if is_last or (progress.epoch + 1) % self.config.validate_every == 0:
             self._judge(self._validated())
         progress.epoch, progress.samples = progress.epoch + 1, 0
