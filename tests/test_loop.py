@@ -230,3 +230,11 @@ def test_bf16_checkpointing_class_weights_and_ema_run_and_learn():
     loop.task.model.gradient_checkpointing_enable({"use_reentrant": False})
     loop.run()
     assert losses(loop.rows)[-1] < 0.6
+
+
+def test_gradient_checkpointing_changes_no_loss():
+    plain, checkpointed = (make_loop(make_config()) for _ in range(2))
+    checkpointed.task.model.gradient_checkpointing_enable({"use_reentrant": False})
+    for loop in (plain, checkpointed):
+        loop.run()
+    assert losses(checkpointed.rows) == losses(plain.rows)

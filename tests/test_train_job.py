@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+import runs
 import torch
 from checkpoints import make_videomae
 
@@ -178,6 +181,23 @@ def test_a_finished_output_says_so_and_does_nothing(trained):
     said: list[str] = []
     assert train(trained, say=said.append) == facts(trained.output)["metrics"]
     assert "is finished already" in said[-1]
+    assert {path: path.stat().st_mtime_ns for path in Path(trained.output).rglob("*")} == before
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_finished_run_whole_and_is_asked_again(trained, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in Path(trained.output).rglob("*")}
+    plain = {name: value for name, value in dataclasses.asdict(trained).items() if value not in (None, ())}
+    del plain["limits"]
+    (tmp_path / "same.yaml").write_text(json.dumps(plain | {"push_to_hub": "somebody/model"}))
+    with socket.socket() as nobody:  # bound, but nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        env = runs.clean_environment(HF_ENDPOINT=endpoint, HF_TOKEN="hf_none", HF_HUB_OFFLINE="0")
+        command = [sys.executable, "jobs/train.py", "--config", str(tmp_path / "same.yaml")]
+        text = runs.run(command, code=1, env=env, cwd=runs.ROOT)
+    assert "is finished, but --push-to-hub somebody/model failed" in text
+    assert "the same command tries again" in text
+    assert "Traceback" not in text
     assert {path: path.stat().st_mtime_ns for path in Path(trained.output).rglob("*")} == before
 
 

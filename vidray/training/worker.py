@@ -37,7 +37,7 @@ class Surroundings:
 
     ranks: Ranks
     make_pool: MakePool | None = None
-    """Where training clips are decoded; None: threads of this process."""
+    """Where videos are decoded; None: threads of this process."""
     notice: Callable[[], bool] = lambda: False
     """True when this process will be ended soon."""
     after_epoch: Callable[[dict[str, Any]], None] = lambda figures: None
@@ -73,7 +73,7 @@ def work(config: TrainConfig, around: Surroundings, *, plan: Plan | None = None)
             labels=trained["label_id"].to_numpy().astype(np.int64),
             num_labels=len(plan.manifest.labels),
         )
-        judge = make_judge(config, plan)
+        judge = dataclasses.replace(make_judge(config, plan), make_pool=around.make_pool)
         loop = _make_loop(task, judge, around, keeper, trackers)
         step = keeper.restore(loop, ranks, restart_from=config.restart_from)
         if ranks.is_first and step:
