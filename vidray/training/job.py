@@ -23,6 +23,8 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[st
     """
     from vidray.training.trackers import check_trackers
 
+    # Before torch is loaded: OpenMP threads that spin while they wait take the cores from the decoders.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     check_trackers(config)
     config = _placed(config)
     plan = prepare(config, say=say)
