@@ -153,19 +153,7 @@ def _finish(loop: Loop, judge: Judge, plan: Plan, keeper: StoreKeeper, around: S
     metrics, verdicts = evaluate(scored, judge, ranks, dtype=dtype)
     if not ranks.is_first:
         return metrics
-    figures = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    result = Result(
-        model=model.cpu(),
-        config=config,
-        family=judge.family,
-        view=judge.view,
-        manifest=plan.manifest,
-        metrics=metrics,
-        rows=[*loop.rows, {"step": progress.step, "epoch": progress.epoch - 1, "kind": "final", **figures}],
-        base_model=config.model,
-        best_epoch=None if progress.best_epoch is None else progress.best_epoch + 1,
-        num_bad=len(progress.verdicts),
-    )
+    result = _result(loop, judge, plan, metrics)
 
     def extra(folder: Path) -> None:
         pq.write_table(_all_bad_videos(progress, judge, verdicts, plan), folder / "bad_videos.parquet")
@@ -178,6 +166,23 @@ def _finish(loop: Loop, judge: Judge, plan: Plan, keeper: StoreKeeper, around: S
         f"validation videos with {metrics['num_views']} views each"
     )
     return metrics
+
+
+def _result(loop: Loop, judge: Judge, plan: Plan, metrics: dict[str, Any]) -> Result:
+    progress, config = loop.progress, loop.config
+    figures = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return Result(
+        model=loop.task.model.cpu(),
+        config=config,
+        family=judge.family,
+        view=judge.view,
+        manifest=plan.manifest,
+        metrics=metrics,
+        rows=[*loop.rows, {"step": progress.step, "epoch": progress.epoch - 1, "kind": "final", **figures}],
+        base_model=config.model,
+        best_epoch=None if progress.best_epoch is None else progress.best_epoch + 1,
+        num_bad=len(progress.verdicts),
+    )
 
 
 def draw(result: Result, judge: Judge, verdicts: Verdicts, folder: Path, *, say: Callable[[str], None]) -> None:
