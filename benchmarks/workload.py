@@ -48,6 +48,22 @@ def make_bucket(folder: Path, clips: list[Path], *, num_videos: int) -> Path:
     return folder
 
 
+def make_labelled_bucket(folder: Path, clips: list[Path], *, num_videos: int) -> Path:
+    """``num_videos`` distinct files to train on, and one of each clip to validate with, in folders by clip.
+
+    Raises ValueError if there is one clip only: training needs two labels.
+    """
+    if len(clips) < 2:
+        raise ValueError(f"--videos: training needs at least two clips, one for each label, got {len(clips)}")
+    for part, number in (("train", num_videos), ("val", len(clips))):
+        for index in range(number):
+            clip = clips[index % len(clips)]
+            label = folder / part / f"label_{index % len(clips):02d}"
+            label.mkdir(parents=True, exist_ok=True)
+            os.link(clip, label / f"{part}_{index:06d}{clip.suffix}")
+    return folder
+
+
 def make_clip(seed: int) -> bytes:
     """A clip like those of UCF101: 320 × 240, 200 frames, MPEG-4 in AVI, at a bit rate as theirs."""
     file = io.BytesIO()

@@ -274,14 +274,25 @@ def test_bad_videos_are_listed_and_fail_the_run_above_a_rate(table: pa.Table) ->
     verdicts, messages = {9: "corrupt", 2: "not_found"}, {9: "damaged"}
     listed = bad_videos_table(table, verdicts, messages)
     assert listed.schema == BAD_VIDEOS_SCHEMA
-    assert [(row["uri"][-6:], row["label"], row["status"], row["error"]) for row in listed.to_pylist()] == [
-        ("02.mp4", "a", "not_found", ""),
-        ("09.mp4", "b", "corrupt", "damaged"),
+    assert [(row["uri"][-6:], *list(row.values())[1:]) for row in listed.to_pylist()] == [
+        ("02.mp4", "a", "train", "not_found", ""),
+        ("09.mp4", "b", "train", "corrupt", "damaged"),
     ]
     assert bad_videos_table(table, {}, {}).schema == BAD_VIDEOS_SCHEMA
     check_failure_rate(verdicts, num_videos=40, max_rate=0.05)
     with pytest.raises(TooManyFailuresError, match=r"2 of 39 training videos are bad \(1 corrupt, 1 not_found\)"):
         check_failure_rate(verdicts, num_videos=39, max_rate=0.05)
+
+
+def test_prefetching_changes_nothing_but_when_clips_are_made(
+    table: pa.Table, source_of: Callable[..., ClipSource]
+) -> None:
+    source, other = source_of(table), source_of(table)
+    source.prefetch(1)
+    for epoch in (1, 0):  # the one that was prefetched, and one that was not
+        for batch, expected in zip(source.batches(epoch), other.batches(epoch), strict=True):
+            assert torch.equal(batch.pixels, expected.pixels)
+            assert torch.equal(batch.indices, expected.indices)
 
 
 # -- the window -------------------------------------------------------------------------------------------------------
@@ -359,6 +370,26 @@ def test_no_more_than_a_window_is_under_way(table: pa.Table, source_of: Callable
     assert pool.num_asked <= 2 * 4 + under_way, "beyond the batch taken and the one put together, of 280 clips"
     for _, future in pool.waiting:
         future.cancel()
+
+
+def test_what_was_prefetched_in_vain_is_cancelled(table: pa.Table, source_of: Callable[..., ClipSource]) -> None:
+    made: list[SlowPool] = []
+
+    def make_pool(spec: ClipSpec) -> SlowPool:
+        made.append(SlowPool(spec))
+        return made[0]
+
+    source = source_of(table, make_pool=make_pool)
+    source.prefetch(1)
+    first = [future for _, future in made[0].waiting]
+    source.prefetch(2)
+    second = [future for _, future in made[0].waiting[len(first) :]]
+    assert first
+    assert all(future.cancelled() for future in first)
+    assert second
+    assert not any(future.cancelled() for future in second)
+    source.close()
+    assert all(future.cancelled() for future in second)
 
 
 def test_leaving_an_epoch_early_leaves_nothing_running(table: pa.Table, source_of: Callable[..., ClipSource]) -> None:

@@ -208,6 +208,18 @@ def test_a_notice_saves_the_state_at_once(tmp_path):
     assert [path.name for path in sorted((tmp_path / "_train/state").iterdir())] == ["step-00000010", "step-00000022"]
 
 
+def test_slow_steps_ask_for_a_notice_each_time(tmp_path, monkeypatch):
+    """Ten of them would outlast the half minute that a node may have."""
+    monkeypatch.setattr("vidray.training.loop.NOTICE_EVERY_SECONDS", 1e-9)  # to which any step is slow
+    keeper = StoreKeeper(Store(str(tmp_path)), num_kept=9)
+    loop = make_loop(
+        make_config(epochs=1, global_batch_size=1, save_every_steps=1000), keeper=keeper, notice=lambda: True
+    )
+    loop.run()
+    keeper.finish()
+    assert [path.name for path in sorted((tmp_path / "_train/state").iterdir())] == ["step-00000002", "step-00000022"]
+
+
 def test_a_loss_that_is_no_number_stops_the_run_with_advice():
     loop = make_loop(make_config())
     with torch.no_grad():
@@ -230,3 +242,11 @@ def test_bf16_checkpointing_class_weights_and_ema_run_and_learn():
     loop.task.model.gradient_checkpointing_enable({"use_reentrant": False})
     loop.run()
     assert losses(loop.rows)[-1] < 0.6
+
+
+def test_gradient_checkpointing_changes_no_loss():
+    plain, checkpointed = (make_loop(make_config()) for _ in range(2))
+    checkpointed.task.model.gradient_checkpointing_enable({"use_reentrant": False})
+    for loop in (plain, checkpointed):
+        loop.run()
+    assert losses(checkpointed.rows) == losses(plain.rows)

@@ -89,6 +89,8 @@ class MemoryClips:
         for start in range(start_sample, self.num_samples, size):
             yield self._batch(epoch, order[start : start + size])
 
+    def prefetch(self, epoch: int) -> None: ...
+
     def _batch(self, epoch: int, rows: np.ndarray) -> Batch:
         share = -(-self._config.global_batch_size // self._ranks.world_size)
         own = rows[self._ranks.rank * share : (self._ranks.rank + 1) * share]

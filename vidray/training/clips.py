@@ -23,12 +23,13 @@ FETCH_THREADS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipSpec:
-    """What every clip of a run has in common."""
+    """What every clip of a run has in common; without ``crop`` and ``augment``, every video of an evaluation."""
 
     view: ViewConfig
-    """``num_clips`` and ``num_crops`` are 1."""
-    crop: CropConfig
-    augment: AugmentConfig
+    """``num_clips`` and ``num_crops`` are 1 for training clips."""
+    crop: CropConfig | None = None
+    """None: all views of the view config, as scoring takes them."""
+    augment: AugmentConfig | None = None
     limits: Limits
     child_module: str = "vidray.sandbox_child"
     """What runs in the sandbox."""
@@ -47,7 +48,7 @@ class ClipJob:
     """The video's row."""
     video: VideoRef
     part: Part = WHOLE
-    seed: int
+    seed: int = 0
     """Decides all that is random."""
 
 
@@ -57,7 +58,7 @@ class MadeClip:
 
     row: int
     frames: np.ndarray | None
-    """(T, H, W, C) uint8; None if the video is bad."""
+    """(T, H, W, C) uint8, or (V, T, H, W, C) in an evaluation; None if the video is bad."""
     status: Status = Status.OK
     message: str = ""
     seconds: float = 0.0
@@ -116,5 +117,6 @@ class ClipWorker:
             views_VTHWC, _ = self._sandbox.decode(data, part=job.part, seed=job.seed)
         except VideoError as error:
             return MadeClip(row=job.row, frames=None, status=error.status, message=error.message)
-        frames = augment(views_VTHWC[0], self._spec.augment, seed=job.seed)
+        how = self._spec.augment
+        frames = views_VTHWC if how is None else augment(views_VTHWC[0], how, seed=job.seed)
         return MadeClip(row=job.row, frames=frames, seconds=time.perf_counter() - started)

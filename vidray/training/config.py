@@ -192,7 +192,8 @@ class TrainConfig:
     log_to: Annotated[tuple[Tracker, ...], tyro.conf.UseAppendAction] = ()
     """Also log to wandb or mlflow, if it is installed."""
     push_to_hub: str | None = None
-    """Upload the finished checkpoint to this Hugging Face Hub id, as a private repository."""
+    """Upload the finished checkpoint to this Hugging Face Hub id, as a private repository. Of an output that is
+    finished already, too."""
 
     workers: int = 1
     """Training processes, one per GPU if there are GPUs. 1 without a cluster trains in this process."""

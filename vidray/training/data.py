@@ -99,6 +99,7 @@ class ClipSource:
         """How long batches were waited for, so far."""
         self.decode_seconds = 0.0
         """How long the clips so far took to decode and augment, added up over all workers."""
+        self._ahead: _Course | None = None
 
     def batches(self, epoch: int, start_sample: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from a global batch on; what comes before is not decoded.
@@ -114,21 +115,47 @@ class ClipSource:
         size = self._config.global_batch_size
         if start_sample % size and start_sample != self.num_samples:
             raise ValueError(f"start_sample must be a multiple of {size} or {self.num_samples}, got {start_sample}")
-        order = self._order(epoch)
+        course = self._take_course(epoch, start_sample)
+        with course.window as made:
+            for batch, clips in _one_ahead(lambda own: self._collect(made, own, epoch), course.rows, self._add_wait):
+                self._note(clips)
+                yield batch
+
+    def prefetch(self, epoch: int) -> None:
+        """Begin with the first clips of an epoch, so that they are there when its batches are asked for: while the
+        epoch before is validated and saved. Videos known to be bad by now are left out."""
+        self._drop_ahead()
+        self._ahead = self._start_course(epoch, 0)
+
+    def close(self) -> None:
+        """End the pool."""
+        self._drop_ahead()
+        self._pool.close()
+
+    def _take_course(self, epoch: int, start_sample: int) -> _Course:
+        """What was prefetched, if it is that; else a new one."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            if (ahead.epoch, ahead.start_sample) == (epoch, start_sample):
+                return ahead
+            ahead.window.cancel()
+        return self._start_course(epoch, start_sample)
+
+    def _start_course(self, epoch: int, start_sample: int) -> _Course:
+        order, size = self._order(epoch), self._config.global_batch_size
         slots = [
             rank_slots(self.num_samples, start, batch_size=size, rank=self._rank, world_size=self._world_size)
             for start in range(start_sample, self.num_samples, size)
         ]
         rows = [np.where(batch == PADDING, PADDING, order.rows[batch]) for batch in slots]
         jobs = (self._job(order, epoch, position) for batch in slots for position in batch.tolist())
-        with _Window(self._pool, jobs, size=self._window_size, together=self._jobs_together) as made:
-            for batch, clips in _one_ahead(lambda own: self._collect(made, own, epoch), rows, self._add_wait):
-                self._note(clips)
-                yield batch
+        window = _Window(self._pool, jobs, size=self._window_size, together=self._jobs_together)
+        return _Course(epoch=epoch, start_sample=start_sample, rows=rows, window=window)
 
-    def close(self) -> None:
-        """End the pool."""
-        self._pool.close()
+    def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.window.cancel()
 
     def _order(self, epoch: int) -> EpochOrder:
         config = self._config
@@ -223,6 +250,10 @@ class _Window:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Nobody waits for what is under way any more."""
         for _are_real, pending in self._groups:
             if pending is not None:
                 pending.cancel()
@@ -248,16 +279,25 @@ class _Window:
             self._num_ahead += len(group)
 
 
-BAD_VIDEOS_SCHEMA = pa.schema(
-    [("uri", pa.string()), ("label", pa.string()), ("status", pa.string()), ("error", pa.string())]
-)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Course:
+    """An epoch's batches from one of them on, the first clips under way."""
+
+    epoch: int
+    start_sample: int
+    rows: list[np.ndarray]
+    """Each batch's rows of the table, ``PADDING`` where there is none."""
+    window: _Window
+
+
+BAD_VIDEOS_SCHEMA = pa.schema([(name, pa.string()) for name in ("uri", "label", "split", "status", "error")])
 
 
 def bad_videos_table(table: pa.Table, verdicts: Mapping[int, str], messages: Mapping[int, str]) -> pa.Table:
-    """What ``bad_videos.parquet`` holds: one row per bad video, in the order of ``table``."""
+    """What ``bad_videos.parquet`` holds of one part: one row per bad video, in the order of ``table``."""
     rows = sorted(verdicts)
-    bad = table.select(["uri", "label"]).take(pa.array(rows, pa.int64()))
-    columns = [bad["uri"], bad["label"], [verdicts[row] for row in rows], [messages.get(row, "") for row in rows]]
+    bad = table.select(["uri", "label", "split"]).take(pa.array(rows, pa.int64()))
+    columns = [*bad.columns, [verdicts[row] for row in rows], [messages.get(row, "") for row in rows]]
     return pa.table(dict(zip(BAD_VIDEOS_SCHEMA.names, columns, strict=True)), schema=BAD_VIDEOS_SCHEMA)
 
 

@@ -5,25 +5,23 @@ Rank r of W judges the videos r, r + W, r + 2W, …; what comes together in the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from vidray.errors import RunError, TooManyFailuresError, VideoError
-from vidray.fetch import fetch
+from vidray.errors import RunError, TooManyFailuresError
 from vidray.metrics import classification_metrics, top_k_accuracy
 from vidray.models.families import Family
 from vidray.models.predict import aggregate, forward_views
-from vidray.sandbox import Sandbox
-from vidray.training.clips import part_of, video_of
+from vidray.training.clips import ClipJob, ClipSpec, MadeClip, part_of, video_of
+from vidray.training.pools import LocalPool, MakePool, Pending
 from vidray.training.ranks import Ranks
 from vidray.types import Limits, ViewConfig
 
@@ -42,7 +40,9 @@ class Judge:
     limits: Limits
     problem_type: str = "single_label_classification"
     num_decoders: int | None = None
-    """Videos decoded at once on this rank; None: as many as it has CPUs."""
+    """Threads of this process that decode, where there is no ``make_pool``; None: as many as it has CPUs."""
+    make_pool: MakePool | None = None
+    """Where videos are decoded; None: threads of this process."""
     max_failure_rate: float = 1.0
 
 
@@ -71,12 +71,12 @@ def evaluate(
         RunError: none could be decoded.
     """
     own = Verdicts()
-    for row, views in _decoded(judge, range(ranks.rank, judge.table.num_rows, ranks.world_size)):
-        if isinstance(views, VideoError):
-            own.failures[row] = (views.status.value, views.message)
+    for made in _decoded(judge, range(ranks.rank, judge.table.num_rows, ranks.world_size)):
+        if made.frames is None:
+            own.failures[made.row] = (made.status.value, made.message)
             continue
         with torch.inference_mode(), torch.autocast(ranks.device.type, torch.bfloat16, enabled=autocast):
-            own.logits[row] = _logits(model, views, judge, ranks.device, dtype)
+            own.logits[made.row] = _logits(model, made.frames, judge, ranks.device, dtype)
     together = _merge(ranks.gather(own))
     _check(together, judge)
     return summarise(together, judge), together
@@ -136,42 +136,25 @@ def _check(verdicts: Verdicts, judge: Judge) -> None:
         raise RunError(f"none of the {num_rows} videos to evaluate could be decoded{example}")
 
 
-def _decoded(judge: Judge, rows: range) -> Iterator[tuple[int, np.ndarray | VideoError]]:
-    """(row, views or why there are none) in order; a bounded number is under way at any time."""
-    num_threads = max(1, min(judge.num_decoders or len(os.sched_getaffinity(0)), MAX_DECODERS, len(rows)))
-    sandboxes: SimpleQueue[Sandbox] = SimpleQueue()
-    made = [Sandbox(view=judge.view, limits=judge.limits) for _ in range(num_threads)]
-    for sandbox in made:
-        sandboxes.put(sandbox)
-    pending: deque[tuple[int, Future[np.ndarray | VideoError]]] = deque()
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="vidray-evaluate") as threads:
+def _decoded(judge: Judge, rows: range) -> Iterator[MadeClip]:
+    """The views of these rows, in order; a bounded number is under way at any time."""
+    spec = ClipSpec(view=judge.view, limits=judge.limits)
+    with contextlib.closing(judge.make_pool(spec) if judge.make_pool else _threads(spec, judge, len(rows))) as pool:
+        pending: deque[Pending] = deque()
         try:
             for row in rows:
                 values = judge.table.slice(row, 1).to_pylist()[0]
-                pending.append((row, threads.submit(_decode, values, judge.limits, sandboxes)))
-                if len(pending) > 2 * num_threads:
-                    yield _next(pending)
+                pending.append(pool.submit([ClipJob(row=row, video=video_of(values), part=part_of(values))]))
+                if len(pending) > 2 * pool.num_parallel:
+                    yield from pending.popleft().result()
             while pending:
-                yield _next(pending)
+                yield from pending.popleft().result()
         finally:
-            for _, future in pending:
-                future.cancel()
-            threads.shutdown(wait=True)
-            for sandbox in made:
-                sandbox.close()
+            for clips in pending:
+                clips.cancel()
 
 
-def _next(pending: deque[tuple[int, Future[np.ndarray | VideoError]]]) -> tuple[int, np.ndarray | VideoError]:
-    row, future = pending.popleft()
-    return row, future.result()
-
-
-def _decode(values: dict[str, Any], limits: Limits, sandboxes: SimpleQueue[Sandbox]) -> np.ndarray | VideoError:
-    sandbox = sandboxes.get()
-    try:
-        data = fetch(video_of(values), limits=limits)
-        return sandbox.decode(data, part=part_of(values))[0]
-    except VideoError as error:
-        return error
-    finally:
-        sandboxes.put(sandbox)
+def _threads(spec: ClipSpec, judge: Judge, num_rows: int) -> LocalPool:
+    """A thread for each CPU, but no more than there are videos: each starts a process."""
+    num_threads = judge.num_decoders or min(len(os.sched_getaffinity(0)), MAX_DECODERS)
+    return LocalPool(spec, num_parallel=max(1, min(num_threads, num_rows)))

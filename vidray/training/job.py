@@ -23,19 +23,33 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[st
     """
     from vidray.training.trackers import check_trackers
 
+    # Before torch is loaded: OpenMP threads that spin while they wait take the cores from the decoders.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     check_trackers(config)
     config = _placed(config)
     plan = prepare(config, say=say)
     store = Store(config.output)
     if plan.is_finished:
-        figures = _published(store)
-        say(f"{store.uri} is finished already, with accuracy {figures['accuracy']:.4f}; nothing is done")
-        return figures
+        say(f"{store.uri} is finished already, with accuracy {_published(store)['accuracy']:.4f}; nothing is trained")
+    else:
+        _train(config, plan, store, say)
+    if config.push_to_hub:
+        _push(store, config.push_to_hub, say)
+    return _published(store)
+
+
+def _train(config: TrainConfig, plan: Plan, store: Store, say: Callable[[str], None]) -> None:
     counts = {split: plan.manifest.count(split) for split in ("train", "val")}
     say(f"{counts['train']} videos to train on, {counts['val']} to validate with, {len(plan.manifest.labels)} classes")
     with Lease(store).held():
         _work(config, plan, say)
-    return _published(store)
+
+
+def _push(store: Store, repository: str, say: Callable[[str], None]) -> None:
+    from vidray.training.publish import push_to_hub
+
+    push_to_hub(store, repository)
+    say(f"uploaded to {repository} on the Hugging Face Hub")
 
 
 def _work(config: TrainConfig, plan: Plan, say: Callable[[str], None]) -> None:

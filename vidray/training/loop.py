@@ -38,7 +38,9 @@ from vidray.training.state import State, Tensors, to_cpu
 from vidray.training.task import METRICS_FILE, Batch, Keeper, Progress, Task
 
 NOTICE_EVERY_STEPS = 10
-"""Steps between questions whether a node is about to be taken; each is a barrier of all workers."""
+"""Steps between questions whether a node is about to be taken; each is a barrier of all workers. Fewer where they take
+more than ``NOTICE_EVERY_SECONDS``: a node may be gone half a minute after the notice."""
+NOTICE_EVERY_SECONDS = 5.0
 
 
 class Loop:
@@ -77,7 +79,7 @@ class Loop:
         self._bf16 = use_bf16(self.config, ranks.device)
         self._clock = Clock(ranks.device)
         self._window = _Window(ranks.device)
-        self._has_noticed = False
+        self._has_noticed, self._notice_every = False, NOTICE_EVERY_STEPS
         ranks.copy_from_first([tensor.data for tensor in (*task.model.parameters(), *task.model.buffers())])
         decay = self.config.ema_decay
         self._average = MovingAverage(task.model.state_dict(), decay) if decay > 0 else None
@@ -117,7 +119,7 @@ class Loop:
 
     def _was_noticed(self, step: int) -> bool:
         """True once, at the first notice: the state is saved at once, and training goes on until the end comes."""
-        if self._has_noticed or step % NOTICE_EVERY_STEPS:
+        if self._has_noticed or step % self._notice_every:
             return False
         self._has_noticed = self._notice()
         return self._has_noticed
@@ -127,6 +129,8 @@ class Loop:
         self._log_window()
         self._share_verdicts()
         is_last = progress.epoch + 1 >= self.hyper.epochs
+        if not is_last:
+            self.task.clips.prefetch(progress.epoch + 1)
         if is_last or (progress.epoch + 1) % self.config.validate_every == 0:
             self._judge(self._validated())
         progress.epoch, progress.samples = progress.epoch + 1, 0
@@ -237,6 +241,9 @@ class Loop:
                 f"the loss is {loss} at step {self.progress.step}: training diverged. Lower --learning-rate, raise "
                 "--warmup-share, set --clip-norm, or take --precision fp32; then --restart-from an earlier state"
             )
+        # From a sum over the ranks, so that all of them ask at the same steps.
+        step_seconds = self.ranks.sum(seconds["total"]) / self.ranks.world_size / self._window.num_steps
+        self._notice_every = max(1, min(NOTICE_EVERY_STEPS, int(NOTICE_EVERY_SECONDS / max(step_seconds, 1e-9))))
         row = {
             "kind": "train",
             "loss": loss / self._window.num_steps,

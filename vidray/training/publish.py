@@ -67,8 +67,6 @@ def publish(result: Result, store: Store, *, extra: Callable[[Path], None] = lam
         write_events(folder / "tb", result.rows)
         extra(folder)
         _upload(folder, store)
-        if result.config.push_to_hub:
-            push_to_hub(folder, result.config.push_to_hub)
     return meta
 
 
@@ -180,17 +178,33 @@ def write_events(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
                     writer.add_scalar(f"{row['kind']}/{name}", value, row["step"])
 
 
-def push_to_hub(folder: Path, repository: str) -> None:
-    """Upload the folder to the Hugging Face Hub, private unless the repository exists and is public."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+def push_to_hub(store: Store, repository: str) -> None:
+    """Upload a finished output to the Hugging Face Hub, private unless the repository exists and is public.
 
-    api = HfApi()
+    Raises:
+        RunError: it could not be done; the output is as it was.
+    """
+    from huggingface_hub import HfApi
+
     try:
-        api.create_repo(repository, private=True, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Trained by vidray")
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise RunError(f"the checkpoint is written, but --push-to-hub {repository} failed: {error}") from error
+        with tempfile.TemporaryDirectory(prefix="vidray-push-") as folder:
+            _download(store, Path(folder))
+            api = HfApi()
+            api.create_repo(repository, private=True, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Trained by vidray")
+    except Exception as error:  # the Hub's client lets those of its HTTP library through, which changes now and then
+        raise RunError(
+            f"{store.uri} is finished, but --push-to-hub {repository} failed: {error}; the same command tries again"
+        ) from error
+
+
+def _download(store: Store, folder: Path) -> None:
+    """What was published, without the states and the lease beside it."""
+    for name in store.list(""):
+        if not name.startswith("_"):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(store.read(name))
 
 
 def _upload(folder: Path, store: Store) -> None:

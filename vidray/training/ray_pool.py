@@ -60,7 +60,7 @@ class RayClips:
         ray.cancel(self._ref)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # an epoch's validation and the next epoch's first clips
 def _worker(spec: ClipSpec) -> ClipWorker:
     return ClipWorker(spec)
 

@@ -37,6 +37,8 @@ class Clips(Protocol):
 
     def batches(self, epoch: int, start_sample: int) -> Any: ...
 
+    def prefetch(self, epoch: int) -> None: ...
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:

@@ -176,4 +176,6 @@ def _train(config: TrainConfig, layout: DecodeCpus, threads: int, desk: Any) -> 
         after_epoch=lambda figures: ray.train.report(figures),
         say=lambda text: desk.put.remote(text),
     )
+    if around.ranks.is_first and ray.available_resources().get("CPU", 0.0) < layout.cpus_per_task:
+        around.say("no CPU of the cluster is free for decoding, perhaps since a node was lost; waiting for one")
     work(config, around)

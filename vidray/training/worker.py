@@ -20,14 +20,14 @@ from vidray.training import report
 from vidray.training.build import build_model
 from vidray.training.config import TrainConfig
 from vidray.training.data import bad_videos_table, check_failure_rate, make_clip_source
-from vidray.training.evaluate import Judge, evaluate
+from vidray.training.evaluate import Judge, Verdicts, evaluate
 from vidray.training.keeper import StoreKeeper
 from vidray.training.loop import Loop, use_bf16
 from vidray.training.plan import Plan, read_plan
 from vidray.training.pools import MakePool
 from vidray.training.publish import Result, publish
 from vidray.training.ranks import Ranks
-from vidray.training.task import Task
+from vidray.training.task import Progress, Task
 from vidray.training.trackers import Trackers
 
 
@@ -37,7 +37,7 @@ class Surroundings:
 
     ranks: Ranks
     make_pool: MakePool | None = None
-    """Where training clips are decoded; None: threads of this process."""
+    """Where videos are decoded; None: threads of this process."""
     notice: Callable[[], bool] = lambda: False
     """True when this process will be ended soon."""
     after_epoch: Callable[[dict[str, Any]], None] = lambda figures: None
@@ -73,7 +73,7 @@ def work(config: TrainConfig, around: Surroundings, *, plan: Plan | None = None)
             labels=trained["label_id"].to_numpy().astype(np.int64),
             num_labels=len(plan.manifest.labels),
         )
-        judge = make_judge(config, plan)
+        judge = dataclasses.replace(make_judge(config, plan), make_pool=around.make_pool)
         loop = _make_loop(task, judge, around, keeper, trackers)
         step = keeper.restore(loop, ranks, restart_from=config.restart_from)
         if ranks.is_first and step:
@@ -153,24 +153,10 @@ def _finish(loop: Loop, judge: Judge, plan: Plan, keeper: StoreKeeper, around: S
     metrics, verdicts = evaluate(scored, judge, ranks, dtype=dtype)
     if not ranks.is_first:
         return metrics
-    figures = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    result = Result(
-        model=model.cpu(),
-        config=config,
-        family=judge.family,
-        view=judge.view,
-        manifest=plan.manifest,
-        metrics=metrics,
-        rows=[*loop.rows, {"step": progress.step, "epoch": progress.epoch - 1, "kind": "final", **figures}],
-        base_model=config.model,
-        best_epoch=None if progress.best_epoch is None else progress.best_epoch + 1,
-        num_bad=len(progress.verdicts),
-    )
+    result = _result(loop, judge, plan, metrics)
 
     def extra(folder: Path) -> None:
-        bad = {int(row): status for row, status in progress.verdicts.items()}
-        table = bad_videos_table(plan.manifest.part("train"), bad, {int(r): m for r, m in progress.messages.items()})
-        _write_parquet(table, folder / "bad_videos.parquet")
+        pq.write_table(_all_bad_videos(progress, judge, verdicts, plan), folder / "bad_videos.parquet")
         (folder / "split.parquet").write_bytes(plan.manifest.to_parquet())
         draw(result, judge, verdicts, folder / "report", say=around.say)
 
@@ -182,7 +168,24 @@ def _finish(loop: Loop, judge: Judge, plan: Plan, keeper: StoreKeeper, around: S
     return metrics
 
 
-def draw(result: Result, judge: Judge, verdicts: Any, folder: Path, *, say: Callable[[str], None]) -> None:
+def _result(loop: Loop, judge: Judge, plan: Plan, metrics: dict[str, Any]) -> Result:
+    progress, config = loop.progress, loop.config
+    figures = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return Result(
+        model=loop.task.model.cpu(),
+        config=config,
+        family=judge.family,
+        view=judge.view,
+        manifest=plan.manifest,
+        metrics=metrics,
+        rows=[*loop.rows, {"step": progress.step, "epoch": progress.epoch - 1, "kind": "final", **figures}],
+        base_model=config.model,
+        best_epoch=None if progress.best_epoch is None else progress.best_epoch + 1,
+        num_bad=len(progress.verdicts),
+    )
+
+
+def draw(result: Result, judge: Judge, verdicts: Verdicts, folder: Path, *, say: Callable[[str], None]) -> None:
     """The report, if matplotlib is installed."""
     if not report.can_draw():
         say("no report is drawn: matplotlib is not installed (pip install matplotlib)")
@@ -193,8 +196,15 @@ def draw(result: Result, judge: Judge, verdicts: Any, folder: Path, *, say: Call
     report.draw_mistakes(report.worst_mistakes(verdicts, judge), judge, folder / "mistakes.png")
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path)
+def _all_bad_videos(progress: Progress, judge: Judge, verdicts: Verdicts, plan: Plan) -> pa.Table:
+    """Those of training, then those of validation."""
+    statuses, messages = (
+        {int(row): text for row, text in texts.items()} for texts in (progress.verdicts, progress.messages)
+    )
+    failed = {row: status for row, (status, _) in verdicts.failures.items()}
+    why = {row: message for row, (_, message) in verdicts.failures.items()}
+    trained = bad_videos_table(plan.manifest.part("train"), statuses, messages)
+    return pa.concat_tables([trained, bad_videos_table(judge.table, failed, why)])
 
 
 def choose_device(config: TrainConfig) -> torch.device:

@@ -1,0 +1,68 @@
+"""``vidray train`` itself, with the guide's recipe: in this process, or through Ray Train with ``--extra ray``.
+
+    python benchmarks/engines/train_ours.py --videos FOLDER --model FOLDER --output FILE --num-clips 960
+
+The phases are those of the run's own ``metrics.jsonl``.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from train_common import BATCH_SIZE, MARK_EVERY_STEPS, Marks, TrainJob, parse_job
+
+from vidray.training.config import TrainConfig
+from vidray.training.job import train
+
+_PHASES = ("data_wait", "forward_backward", "communication", "optimizer")
+
+
+def main() -> None:
+    """Train to the end; a mark with each line of metrics."""
+    job = parse_job(__doc__)
+    moments = Marks()
+
+    def say(text: str) -> None:
+        if "clips/s" in text:
+            moments.add(0)
+
+    with tempfile.TemporaryDirectory(prefix="vidray-benchmark-train-") as output:
+        train(make_config(job, output), say=say)
+        lines = (Path(output) / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
+    for mark, clips in zip(moments.marks, _sums([row["num_clips"] for row in rows]), strict=True):
+        mark["clips"] = clips
+    for row in rows[1:]:
+        moments.add_phases({name: row[f"{name}_seconds"] for name in _PHASES})
+    moments.write(job.output)
+
+
+def make_config(job: TrainJob, output: str) -> TrainConfig:
+    """The guide's recipe for as many epochs as it takes; validation, which is not measured, only at the end."""
+    num_videos = sum(1 for path in (job.videos / "train").rglob("*") if path.is_file())
+    epochs = max(1, job.num_clips // num_videos)
+    return TrainConfig(
+        source=(str(job.videos),),
+        model=str(job.model),
+        output=output,
+        epochs=epochs,
+        validate_every=epochs,
+        global_batch_size=BATCH_SIZE,
+        views="1x1",
+        span="stride",
+        stride=4,
+        log_every_steps=MARK_EVERY_STEPS,
+        device="cpu",
+        precision="fp32",
+        ray_address="local" if job.extra == "ray" else None,
+    )
+
+
+def _sums(values: list[int]) -> list[int]:
+    return [sum(values[: index + 1]) for index in range(len(values))]
+
+
+if __name__ == "__main__":
+    main()
