@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 
@@ -22,6 +23,8 @@ _LOCAL_SETTINGS = {
     "RAY_prestart_worker_first_driver": "false",
 }
 """For what is started here, where the user has not set them otherwise."""
+
+_KNOCK_SECONDS = 10.0
 
 
 @contextlib.contextmanager
@@ -45,11 +48,19 @@ def _connect(address: str, *, asked_for: str | None) -> None:
         os.environ.setdefault(name, value)
     dashboard = False if address == "local" else None
     try:
+        _knock(address)
         with _stderr_closed():
             ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
-    except ConnectionError as error:
+    except OSError as error:
         name = f"--ray-address {asked_for}" if asked_for else f"RAY_ADDRESS={address}"
         raise UsageError(f"{name}: no Ray cluster answers there ({error})") from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens at ``host:port``: Ray itself would try for ten minutes, in silence."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 @contextlib.contextmanager
