@@ -126,7 +126,7 @@ def format_summary(summary: dict[str, Any]) -> str:
 _HINTS = {
     "fetch": "fetching (more --fetch-threads or --decoders, or compute nearer to the bucket)",
     "decode": "decoding (more --decoders: add CPUs)",
-    "predict": "the model (more --predictors: add GPUs; or --precision bf16; fewer --views, with --streaming a larger --stride)",
+    "predict": "the model (more --predictors: add GPUs; or --precision bf16, fewer --views, a larger --stride)",
 }
 
 
