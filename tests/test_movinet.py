@@ -348,7 +348,7 @@ def test_drop_path_skips_layers_in_training_only():
     with torch.no_grad():
         assert torch.equal(model(frames).logits, model(frames).logits)
         for block in model.movinet.blocks:
-            block.training = True  # the layer alone, so that batch norm stays as it is
+            block.drop_path.train()  # this alone, so that batch norm stays as it is
         assert not torch.equal(model(frames).logits, model(frames).logits)
 
 
