@@ -64,7 +64,7 @@ class ScoreConfig:
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster afterwards."""
     batch_size: Annotated[int | None, _shown_as("INT")] = None
-    """Views per forward pass. Default: 16 on a GPU; on a CPU as many as make 5 MB, larger ones leave its caches.
+    """Views per forward pass. Default: 16 on a GPU; on a CPU as many as make 2.5 MB, larger ones leave its caches.
     With --streaming: videos side by side per model replica, each with a decoder of its own. Default: 16 on a GPU, on a
     CPU two per thread."""
 

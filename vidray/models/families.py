@@ -51,6 +51,8 @@ class Family:
     code from the Hub instead."""
     stream_key: str | None = None
     """Where config.json says whether the network keeps a state from chunk to chunk (``forward_stream``), if it does."""
+    batches_side_by_side: bool = True
+    """On CPUs, whether batches on a thread each are faster than one batch on all threads (see the Predictor)."""
     head_key: str = "classifier.weight"
     """The classifier's weights, (num_labels, features), in the weights file."""
     mean: tuple[float, float, float]
@@ -95,6 +97,7 @@ def _pytorchvideo(architecture: str, name: str, **values: Any) -> Family:
             "input_rule": "at_least",
             "stride_key": "sampling_rate",
             "attention": "eager",
+            "batches_side_by_side": False,
             "mean": (0.45, 0.45, 0.45),
             "std": (0.225, 0.225, 0.225),
             **values,
@@ -162,13 +165,14 @@ _ROWS = (
         default_size=288,
         input_rule="exact",
         attention="eager",
+        batches_side_by_side=False,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     ),
     _pytorchvideo("resnet", "ResNet", default_num_frames=8),
     _pytorchvideo("slowfast", "SlowFast", default_num_frames=32, input_rule="exact_frames"),
     _pytorchvideo("x3d", "X3D", default_num_frames=16),
-    _pytorchvideo("mvit", "MViT", default_num_frames=16, input_rule="exact"),
+    _pytorchvideo("mvit", "MViT", default_num_frames=16, input_rule="exact", batches_side_by_side=True),
     Family(
         model_type="movinet",
         module="vidray.models.movinet.modeling",
@@ -182,6 +186,7 @@ _ROWS = (
         num_clips=1,
         stream_key="stream",
         attention="eager",
+        batches_side_by_side=False,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     ),

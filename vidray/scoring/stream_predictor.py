@@ -15,12 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from vidray.checkpoint import Checkpoint, load_model
+from vidray.checkpoint import Checkpoint
 from vidray.errors import VideoError
 from vidray.models.families import require_stream
 from vidray.models.predict import aggregate, normalise, top_k
 from vidray.models.processors import check_view
-from vidray.scoring.predictor import DTYPES, MAX_MESSAGE, Precision, choose_device, choose_precision, is_fatal
+from vidray.scoring.predictor import (
+    DTYPES,
+    MAX_MESSAGE,
+    Precision,
+    choose_device,
+    choose_precision,
+    is_fatal,
+    load_network,
+)
 from vidray.types import Status, ViewConfig
 
 import torch  # isort: skip  # after the predictor, which tells its threads how to wait
@@ -88,7 +96,7 @@ class StreamPredictor:
         if num_threads is not None:
             torch.set_num_threads(1 if num_lanes > 1 else num_threads)
         self._max_frames = _CPU_FRAMES if on_cpu else max_videos * view.num_frames
-        self._model: Any = load_model(checkpoint, dtype=self._dtype).to(self.device)
+        self._model: Any = load_network(checkpoint, dtype=self._dtype, device=self.device)
         self._waiting: deque[_Request] = deque()
         self._has_news = threading.Condition()
         for lane in range(num_lanes):
