@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,31 @@ def test_batch_size_is_halved_when_memory_runs_out(
     assert sizes == [8, 4, *[2] * 6]
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_calls_from_many_threads_get_their_own_videos_also_while_the_batch_size_is_halved(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, num_threads: int
+) -> None:
+    def run_out(pixels: torch.Tensor, output: Any) -> Any:
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return output
+
+    calls = [[make_video(checkpoint.view, num_views=n % 5 + 1, seed=10 * n + k) for k in range(4)] for n in range(8)]
+    threads_before = torch.get_num_threads()
+    try:
+        predictor = Predictor(checkpoint, batch_size=8, num_threads=num_threads)
+        expected = [predictor.predict(videos) for videos in calls]
+        break_model(monkeypatch, predictor, run_out)
+        with ThreadPoolExecutor(len(calls)) as threads:
+            got = list(threads.map(predictor.predict, calls))
+    finally:
+        torch.set_num_threads(threads_before)
+    for scores, reference in zip(sum(got, []), sum(expected, []), strict=True):
+        assert scores.error is None
+        np.testing.assert_allclose(scores.logits, reference.logits, atol=1e-5)
+    assert predictor.batch_size == 2
+
+
 def test_view_that_does_not_fit_alone_is_an_error_of_its_video(
     checkpoint: Checkpoint, videos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +245,7 @@ def test_precision_and_device_that_are_not_there_are_refused(checkpoint: Checkpo
         Predictor(checkpoint, device="toaster")
 
 
-@pytest.mark.parametrize(("size", "frames", "expected"), [(224, 16, 2), (224, 64, 1), (64, 8, 32), (1024, 64, 1)])
+@pytest.mark.parametrize(("size", "frames", "expected"), [(224, 16, 1), (112, 16, 4), (64, 8, 25), (16, 4, 32)])
 def test_default_batch_on_cpus_stays_within_their_caches(size: int, frames: int, expected: int) -> None:
     assert default_batch_size(ViewConfig(num_frames=frames, size=size), torch.device("cpu")) == expected
 
