@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def test_calls_from_many_threads_get_their_own_videos_also_while_the_batch_size_
             got = list(threads.map(predictor.predict, calls))
     finally:
         torch.set_num_threads(threads_before)
-    for scores, reference in zip(sum(got, []), sum(expected, []), strict=True):
+    for scores, reference in zip(chain(*got), chain(*expected), strict=True):
         assert scores.error is None
         np.testing.assert_allclose(scores.logits, reference.logits, atol=1e-5)
     assert predictor.batch_size == 2
