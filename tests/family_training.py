@@ -230,6 +230,9 @@ class MotionClips:
         self.verdicts: dict[int, str] = {}
         self.messages: dict[int, str] = {}
 
+    def prefetch(self, epoch: int) -> None:
+        """They are in memory."""
+
     def batches(self, epoch: int, start_sample: int) -> Iterator[Batch]:
         yield self._batch
 
