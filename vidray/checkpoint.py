@@ -131,18 +131,29 @@ def result_key(fingerprint: str, view: ViewConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> torch.nn.Module:
+def load_model(
+    checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, only_scores: bool = False
+) -> torch.nn.Module:
     """The network with its weights, in eval mode, on the CPU.
 
     Args:
         dtype: of the weights; None: float32.
+        only_scores: it may be another module with the same logits, which is loaded faster (``Family.scorer_module``).
 
     Raises:
         UsageError: weights are missing, left over or of another shape, or the files changed since they were read.
     """
-    from vidray.models.loading import load_weights
+    from vidray.models.loading import load_scorer, load_weights
 
-    return load_weights(checkpoint.family, config=checkpoint.config, folder=local_folder(checkpoint), dtype=dtype)
+    folder = local_folder(checkpoint)
+    if only_scores:
+        files = [Path(folder, name) for name, _ in checkpoint.weights]
+        scorer = load_scorer(
+            checkpoint.family, config=checkpoint.config, files=files, num_labels=len(checkpoint.labels), dtype=dtype
+        )
+        if scorer is not None:
+            return scorer
+    return load_weights(checkpoint.family, config=checkpoint.config, folder=folder, dtype=dtype)
 
 
 def local_folder(checkpoint: Checkpoint) -> str:

@@ -255,7 +255,7 @@ class _Feed:
 
 def load_network(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
     """The network on its device, in eval mode; on CPUs laid out, and the process set up, for speed."""
-    network = load_model(checkpoint, dtype=dtype).to(device)
+    network = load_model(checkpoint, dtype=dtype, only_scores=True).to(device)
     if device.type == "cpu":
         _keep_freed_memory()
         order_channels_last(network)
