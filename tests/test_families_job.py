@@ -5,6 +5,7 @@ VideoMAE, which all other tests of jobs have, is not here; of variants of one fa
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,15 @@ def test_bucket_is_scored_with_the_familys_own_views(model_type: str, tmp_path: 
 def test_command_trains_a_new_head_on_two_workers_of_ray_and_leaves_the_backbone_as_it_was(
     tmp_path: Path, local_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in MoViNet's tutorial. Scoring then loads what came out."""
+    """As in MoViNet's tutorial. Scoring then loads what came out, and Ctrl-C is what it was before."""
+    on_interrupt = signal.getsignal(signal.SIGINT)
     model = make_family(tmp_path / "model", "movinet", labels=LABELS)
     make_videos(tmp_path / "videos")
     places = ["--source", str(tmp_path / "videos"), "--model", str(model), "--output", str(tmp_path / "out")]
     flags = ["--workers", "2", "--device", "cpu", "--epochs", "2", "--freeze-backbone", "--no-flip"]
     assert cli.main(["train", *places, *flags, "--learning-rate", "0.01", "--global-batch-size", "4"]) == 0
     assert "is finished: accuracy" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) == on_interrupt
 
     before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import signal
 import tempfile
 import threading
 import uuid
@@ -141,13 +142,28 @@ def _fit(config: TrainConfig, *, on_gpu: bool, layout: DecodeCpus, desk: Any) ->
         )
         failure: Exception | None = None
         try:
-            trainer.fit()
+            with _signals_kept():
+                trainer.fit()
         except TrainingFailedError as error:
             failure = error
     if (known := ray.get(desk.error.remote())) is not None:
         raise known
     if failure is not None:
         raise explain(failure, what="the workers failed too often, at last with: ") from failure
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray Train takes SIGINT and keeps it: after the training Ctrl-C would do nothing but print that it aborts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _train_loop(_: dict[str, Any], *, config: TrainConfig, layout: DecodeCpus, threads: int, desk: Any) -> None:
