@@ -117,8 +117,8 @@ def measure(
     macs = multiply_adds(model.to(device), case, device)
     runs = [eager(model, case, views, batch=batch, device=device, num_threads=args.threads)]
     runs += [
-        predict(predictor, views, num_threads=1 if title.startswith("Predictor") else args.threads)
-        for title, predictor in predictors.items()
+        predict(predictor, views, num_threads=predictor.threads_per_batch or args.threads)
+        for predictor in predictors.values()
     ]
     rates = [len(views) / best for best in best_seconds(runs, device, at_least=args.seconds)]
     cells = {

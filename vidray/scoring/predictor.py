@@ -92,8 +92,10 @@ class Predictor:
         has_lanes = self.device.type == "cpu" and self._family.batches_side_by_side and not compile
         self._num_lanes = num_threads or 1 if has_lanes else 1
         self._lanes = ThreadPoolExecutor(self._num_lanes, thread_name_prefix="vidray-predict")
-        if num_threads is not None:
-            torch.set_num_threads(1 if self._num_lanes > 1 else num_threads)
+        self.threads_per_batch = 1 if self._num_lanes > 1 else num_threads
+        """CPU threads of one forward; None: as many as torch has."""
+        if self.threads_per_batch is not None:
+            torch.set_num_threads(self.threads_per_batch)
         self.precision = choose_precision(precision, self.device)
         self._room = self._make_room(batch_size or default_batch_size(self.view, self.device))
         self.top_k = top_k
