@@ -164,6 +164,15 @@ def test_a_batch_of_states_scores_as_each_alone(model, videos):
         assert all(t.untyped_storage().nbytes() == t.nbytes for t in tensors), "it holds on to the whole batch"
 
 
+def test_chunks_of_other_lengths_between_those_that_share_a_batch_are_answered_too(model):
+    predictor = StreamPredictor(read_checkpoint(str(model)), view=view_of(model), device="cpu", max_videos=8)
+    requests = [_Request(frames=np.zeros((n, 32, 32, 3), np.uint8), state=None) for n in (2, 3, 2, 1, 3)]
+    with predictor._has_news:
+        predictor._waiting.extend(requests)
+        predictor._has_news.notify()
+    assert all(request.answer.result(timeout=60).logits.isfinite().all() for request in requests)
+
+
 def test_a_timeline_has_the_best_label_at_each_time_and_at_the_end(model, videos):
     stage = make_stage(model, timeline=0.7)
     rows = stage(plan(videos)).to_pylist()

@@ -50,7 +50,7 @@ class Step:
     """The video's share of the time on the device."""
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)  # one is itself and no other: arrays have no answer to ==
 class _Request:
     frames: np.ndarray
     """(T, H, W, C) uint8."""
