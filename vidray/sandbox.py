@@ -288,7 +288,7 @@ class _Child:
     def _ask(self, **request: Any) -> None:
         self._num_requests += 1
         with contextlib.suppress(BrokenPipeError):  # it died meanwhile: the end is what is received
-            self._control.send(pack_request(Request(request_id=self._request_id, **{"num_bytes": 0, **request})))
+            self._control.send(pack_request(Request(request_id=self._request_id, **request)))
 
     def _receive_good(self) -> Reply:
         reply = self._receive(timeout_seconds=self._limits.decode_timeout_seconds, doing="decoding")

@@ -82,7 +82,7 @@ class Request:
     """How the parent asks for the views, or the training clip, of one video."""
 
     request_id: int
-    num_bytes: int
+    num_bytes: int = 0
     """Length of the video in the input memory."""
     seed: int = 0
     """Decides what is random in a training clip; 0 to 2^64 - 1."""

@@ -104,13 +104,13 @@ def make_layout(config: ScoreConfig, view: ViewConfig, cluster: Cluster, *, num_
     if config.precision == "fp16" and not on_gpu:
         raise UsageError("--precision fp16 needs a GPU; on a CPU take fp32 or bf16")
     predict = _predict_pool(config, cluster, on_gpu=on_gpu)
+    threads = None if on_gpu else max(1, int(cluster.num_cpus) // predict.max_size)
     if view.span == "stream":
-        return _stream_layout(config, predict, cluster, num_rows=num_rows)
+        return _stream_layout(config, predict, cluster, num_rows=num_rows, threads=threads)
     decode = _decode_pool(config, cluster, on_gpu=on_gpu)
     _check_fits(decode, predict, cluster)
     num_bytes = view.num_bytes
     rows = max(1, min(MAX_ROWS_PER_BLOCK, BLOCK_BYTES // num_bytes, num_rows // (4 * decode.max_size) or 1))
-    threads = None if on_gpu else max(1, int(cluster.num_cpus) // predict.max_size)
     return Layout(decode=decode, predict=predict, rows_per_block=rows, threads_per_predictor=threads)
 
 
@@ -135,9 +135,10 @@ def _decode_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Pool
     return Pool(min_size=low, max_size=high, num_cpus=cpus, calls_per_actor=2)
 
 
-def _stream_layout(config: ScoreConfig, predict: Pool, cluster: Cluster, *, num_rows: int) -> Layout:
+def _stream_layout(
+    config: ScoreConfig, predict: Pool, cluster: Cluster, *, num_rows: int, threads: int | None
+) -> Layout:
     """One pool: every actor has the decoders of its videos with it, and is called once for each video at a time."""
-    threads = None if predict.num_gpus else max(1, int(cluster.num_cpus) // predict.max_size)
     num_videos = config.streams_per_actor(threads)
     pool = dataclasses.replace(predict, num_cpus=0 if predict.num_gpus else 0.9, calls_per_actor=num_videos)
     _check_fits(None, pool, cluster)
@@ -177,8 +178,31 @@ def make_graph(rows: pa.Table, *, decode: Stage | None, predict: Stage, layout: 
     dataset = _plan_dataset(rows, layout)
     for stage, pool in ((decode, layout.decode), (predict, layout.predict)):
         if stage is not None and pool is not None:
-            dataset = dataset.map_batches(stage.cls, fn_constructor_kwargs=stage.kwargs, **_placement(layout, pool))
+            cls = _refusing_late(stage.cls)
+            dataset = dataset.map_batches(cls, fn_constructor_kwargs=stage.kwargs, **_placement(layout, pool))
     return dataset
+
+
+def _refusing_late(cls: type) -> type:
+    """The same stage, but a UsageError of its constructor is raised with the first block: Ray prints a page for an
+    actor that could not be made, and tries it again.
+    """
+
+    class Stage:
+        def __init__(self, **kwargs: Any) -> None:
+            self._refusal: UsageError | None = None
+            try:
+                self._stage = cls(**kwargs)
+            except UsageError as error:
+                self._refusal = error
+
+        def __call__(self, block: pa.Table) -> pa.Table:
+            if self._refusal is not None:
+                raise self._refusal
+            return self._stage(block)
+
+    Stage.__name__ = Stage.__qualname__ = cls.__name__  # what Ray calls the operator and its actors
+    return Stage
 
 
 def _plan_dataset(rows: pa.Table, layout: Layout) -> ray.data.Dataset:

@@ -11,14 +11,14 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from vidray.errors import UsageError, VideoError
+from vidray.errors import VideoError
 from vidray.sandbox import Sandbox
 from vidray.scoring.output import PREDICTION_SCHEMA, ROW, TOP_K_TYPE
 from vidray.storage import fetch
@@ -157,6 +157,12 @@ def info_columns(info: VideoInfo) -> dict[str, Any]:
     return {name: getattr(info, name) for name in _INFO_COLUMNS}
 
 
+def score_columns(best: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """What the best (label, score), best first, say of a video."""
+    top_k = [{"label": label, "score": score} for label, score in best]
+    return {**top_k[0], "top_k": top_k}
+
+
 def _column(rows: list[dict[str, Any]], name: str) -> pa.Array:
     return pa.array([row.get(name) for row in rows], DECODED_SCHEMA.field(name).type)
 
@@ -224,28 +230,21 @@ class PredictStage:
         self._view = view
         self._name = worker_name()
         self._busy = BusyClock()
-        self._refusal: UsageError | None = None
-        try:
-            self._predictor = Predictor(
-                checkpoint,
-                view=view,
-                device=device,
-                precision=precision,
-                compile=compile,
-                batch_size=batch_size,
-                num_threads=num_threads,
-                top_k=top_k,
-            )
-        except UsageError as error:
-            # Raised with the first block: Ray prints a page for an actor that could not be made, and tries it again.
-            self._refusal = error
+        self._predictor = Predictor(
+            checkpoint,
+            view=view,
+            device=device,
+            precision=precision,
+            compile=compile,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            top_k=top_k,
+        )
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """DECODED_SCHEMA → PREDICTED_SCHEMA, in the same order; failed rows pass through. May be called side by side,
         so that the next block is there when one ends.
         """
-        if self._refusal is not None:
-            raise self._refusal
         started_at = time.time()
         with self._busy:
             scored = iter(self._predictor.predict(self._views(block)))
@@ -273,9 +272,7 @@ class PredictStage:
         row["predictor"] = self._name
         if scores.error is not None:
             return row | {"status": Status.MODEL_ERROR.value, "error": scores.error}
-        label, score = scores.top_k[0]
-        top_k = [{"label": label, "score": score} for label, score in scores.top_k]
-        return row | {"label": label, "score": score, "top_k": top_k, "num_views": self._view.num_views}
+        return row | score_columns(scores.top_k) | {"num_views": self._view.num_views}
 
 
 __all__ = ["DECODED_SCHEMA", "PREDICTED_SCHEMA", "STAGE_SCHEMA", "TOP_K_TYPE", "DecodeStage", "PredictStage"]

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from vidray.errors import UsageError, VideoError
+from vidray.errors import VideoError
 from vidray.sampling import Chunk, stream_chunks
 from vidray.sandbox import Sandbox
 from vidray.scoring.output import ROW
-from vidray.scoring.stages import PREDICTED_SCHEMA, failure_columns, info_columns, worker_name
+from vidray.scoring.stages import PREDICTED_SCHEMA, failure_columns, info_columns, score_columns, worker_name
 from vidray.storage import fetch
 from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
 
@@ -63,19 +63,15 @@ class StreamStage:
         self._budget = ByteBudget(MAX_HELD_BYTES)
         from vidray.scoring.stream_predictor import StreamPredictor  # torch: only in the process that predicts
 
-        self._refusal: UsageError | None = None
-        try:
-            self._predictor = StreamPredictor(
-                checkpoint,
-                view=view,
-                device=device,
-                precision=precision,
-                max_videos=num_videos,
-                num_threads=num_threads,
-                top_k=top_k,
-            )
-        except UsageError as error:  # raised with the first block, as in PredictStage
-            self._refusal = error
+        self._predictor = StreamPredictor(
+            checkpoint,
+            view=view,
+            device=device,
+            precision=precision,
+            max_videos=num_videos,
+            num_threads=num_threads,
+            top_k=top_k,
+        )
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Plan rows → PREDICTED_SCHEMA, in the same order. Never raises for a video.
@@ -83,8 +79,6 @@ class StreamStage:
         May be called from several threads: their videos share the network, so that the end of one block, with few
         videos left, is the beginning of the next.
         """
-        if self._refusal is not None:
-            raise self._refusal
         futures = [self._threads.submit(self._score, values) for values in block.to_pylist()]
         return pa.Table.from_pylist([future.result() for future in futures], PREDICTED_SCHEMA)
 
@@ -144,11 +138,10 @@ class StreamStage:
         best = self._predictor.best(stream.logits)
         if self._view.timeline_seconds is not None and stream.end_seconds > stream.noted_seconds:
             self._note(stream, stream.end_seconds)
-        return info_columns(stream.info) | {
+        return {
+            **info_columns(stream.info),
+            **score_columns(best),
             "status": Status.OK.value,
-            "label": best[0][0],
-            "score": best[0][1],
-            "top_k": [{"label": label, "score": score} for label, score in best],
             "timeline": None if self._view.timeline_seconds is None else stream.timeline,
             "num_views": 1,
             "scored_at": _now(),

@@ -134,11 +134,11 @@ class ClipSource:
 
     def _take_course(self, epoch: int, start_sample: int) -> _Course:
         """What was prefetched, if it is that; else a new one."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            if (ahead.epoch, ahead.start_sample) == (epoch, start_sample):
-                return ahead
-            ahead.window.cancel()
+        ahead = self._ahead
+        if ahead is not None and (ahead.epoch, ahead.start_sample) == (epoch, start_sample):
+            self._ahead = None
+            return ahead
+        self._drop_ahead()
         return self._start_course(epoch, start_sample)
 
     def _start_course(self, epoch: int, start_sample: int) -> _Course:
