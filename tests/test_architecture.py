@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vidray"
 
 LAYERS = [
-    {"types", "errors", "config", "retry", "filesystems", "fetch", "storage", "lease"},
+    {"types", "errors", "config", "retry", "process", "filesystems", "fetch", "storage", "lease"},
     {
         *("manifest", "manifest_file", "listing", "listing_s3", "patterns", "splits", "label_sources", "labels"),
         *("sampling", "timeline", "selection", "transforms", "pictures", "random_crops", "video_files", "decode"),

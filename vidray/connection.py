@@ -13,12 +13,12 @@ from collections.abc import Iterator
 import ray
 
 from vidray.errors import RunError, UsageError
+from vidray.process import ENVIRONMENT
 
 _LOCAL_SETTINGS = {
+    **ENVIRONMENT,
     # Ray's C++ core writes warnings of no use to a user across the live line.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # Threads that spin while they wait take the cores from the decoders: scoring on CPUs is 1.7 times as fast without.
-    "OMP_WAIT_POLICY": "PASSIVE",
     # Actors get processes of their own: those that Ray starts beforehand cost a second of CPU each, and stay idle.
     "RAY_prestart_worker_first_driver": "false",
 }

@@ -9,7 +9,6 @@ libgomp reads the variable once, when torch is loaded; a process that has loaded
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import os
 import queue
@@ -20,7 +19,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from vidray.process import ENVIRONMENT, keep_freed_memory
+
+os.environ.setdefault("OMP_WAIT_POLICY", ENVIRONMENT["OMP_WAIT_POLICY"])
 
 import torch
 
@@ -36,7 +37,6 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_MESSAGE = 500
 _CPU_BATCH_BYTES = 2_500_000
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,9 +257,10 @@ class _Feed:
 
 def load_network(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
     """The network on its device, in eval mode; on CPUs laid out, and the process set up, for speed."""
+    if device.type == "cpu":
+        keep_freed_memory()
     network = load_model(checkpoint, dtype=dtype, only_scores=True).to(device)
     if device.type == "cpu":
-        _keep_freed_memory()
         order_channels_last(network)
     return network
 
@@ -303,18 +304,6 @@ def default_batch_size(view: ViewConfig, device: torch.device) -> int:
         return 16
     view_bytes = view.num_bytes // view.num_views
     return max(1, min(32, _CPU_BATCH_BYTES // view_bytes))
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep up to 2 GiB of freed memory for what comes next, in one heap, instead of unmapping it.
-
-    The same activations come and go in every forward. Mapped anew each time, faulting them in was an eighth of the CPU
-    time of two layers × 96, and threads waited for each other in the kernel: 33 clips/s became 39 on two cores.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc; https://man7.org/linux/man-pages/man3/mallopt.3.html
-        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-            libc.mallopt(parameter, value)
 
 
 def is_fatal(error: Exception) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from vidray.errors import VideoError
+from vidray.process import keep_freed_memory
 from vidray.sandbox import Sandbox
 from vidray.scoring.output import PREDICTION_SCHEMA, ROW, TOP_K_TYPE
 from vidray.storage import fetch
@@ -85,6 +86,7 @@ class DecodeStage:
     def __init__(
         self, *, view: ViewConfig, limits: Limits, fetch_threads: int = 8, child_module: str = "vidray.sandbox_child"
     ) -> None:
+        keep_freed_memory()  # of the blocks, one of which is made after the other
         self._view = view
         self._limits = limits
         self._window = fetch_threads

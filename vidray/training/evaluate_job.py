@@ -16,6 +16,7 @@ import torch
 from vidray.checkpoint import Checkpoint, load_model
 from vidray.errors import UsageError
 from vidray.models.processors import check_view
+from vidray.process import keep_freed_memory
 from vidray.storage import Store
 from vidray.training import report
 from vidray.training.config import EvaluateConfig
@@ -49,6 +50,8 @@ def evaluate_checkpoint(
         num_decoders=config.decoders,
         max_failure_rate=config.max_failure_rate,
     )
+    if device.type == "cpu":
+        keep_freed_memory()
     model = load_model(checkpoint, dtype=dtype).to(device)
     figures, verdicts = evaluate(model, judge, Ranks(device=device), dtype=dtype)
     say("\n".join(f"{name}: {figures[name]:.6g}" for name in _SHOWN))

@@ -11,6 +11,7 @@ from typing import Any
 from vidray.checkpoint import VIDRAY_FILE
 from vidray.errors import UsageError
 from vidray.lease import Lease
+from vidray.process import ENVIRONMENT
 from vidray.storage import Store
 from vidray.training.config import EvaluateConfig, TrainConfig
 from vidray.training.plan import Plan, prepare
@@ -23,8 +24,7 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[st
     """
     from vidray.training.trackers import check_trackers
 
-    # Before torch is loaded: OpenMP threads that spin while they wait take the cores from the decoders.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_WAIT_POLICY", ENVIRONMENT["OMP_WAIT_POLICY"])  # before torch is loaded
     check_trackers(config)
     config = _placed(config)
     plan = prepare(config, say=say)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from vidray.errors import UsageError
+from vidray.process import keep_freed_memory
 from vidray.storage import Store
 from vidray.training import report
 from vidray.training.build import build_model
@@ -103,8 +104,10 @@ def make_judge(config: TrainConfig, plan: Plan) -> Judge:
 
 def prepare_torch(config: TrainConfig, ranks: Ranks) -> None:
     """Settings of this process that the result depends on."""
-    if ranks.device.type == "cpu" and config.threads:
-        torch.set_num_threads(config.threads)
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
+        if config.threads:
+            torch.set_num_threads(config.threads)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
