@@ -36,6 +36,7 @@ from vidray.checkpoint import Checkpoint, read_checkpoint
 from vidray.convert import movinet_view, write_checkpoint
 from vidray.models.families import FAMILIES, Family
 from vidray.models.pytorchvideo.variants import VARIANTS
+from vidray.process import keep_freed_memory
 from vidray.scoring.predictor import Predictor
 from vidray.types import ViewConfig
 
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
     parser.add_argument("--seconds", type=float, default=5.0, help="to measure each column for, at least (default 5)")
     args = parser.parse_args()
+    keep_freed_memory()  # before threads have arenas of their own, as in a job, where the environment sees to it
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     peaks = {dtype: matmul_peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)}

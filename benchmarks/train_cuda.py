@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "engines"))
 from train_memory import make_step
 
 from benchmarks.cuda import VIDEOMAE_B, matmul_flops, seconds_per_call
+from benchmarks.workload import guide_config
 from tests.checkpoints import make_videomae
-from vidray.training.config import TrainConfig
 from vidray.training.job import train
 
 BATCH_SIZES = (8, 32)
@@ -117,21 +117,15 @@ def job(
 ) -> dict[str, float]:  # fmt: skip
     """Seconds of a step of ``vidray train``, and the share of them in which the device waited for data."""
     output = folder / f"job-{batch_size}-{checkpointing}"
-    num_videos = sum(1 for path in (videos / "train").rglob("*") if path.is_file())
-    epochs = max(1, num_steps * batch_size // num_videos)
-    config = TrainConfig(
-        source=(str(videos),),
-        model=str(model),
-        output=str(output),
-        epochs=epochs,
-        validate_every=epochs,
-        global_batch_size=batch_size,
-        views="1x1",
-        span="stride",
-        stride=4,
+    config = guide_config(
+        videos,
+        model=model,
+        output=output,
+        num_clips=num_steps * batch_size,
+        batch_size=batch_size,
         gradient_checkpointing=checkpointing,
-        device=device,  # type: ignore[arg-type]
-        precision=precision,  # type: ignore[arg-type]
+        device=device,
+        precision=precision,
     )
     train(config, say=lambda text: None)
     lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())

@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from vidray.manifest import VIDEO_EXTENSIONS
+from vidray.training.config import TrainConfig
 
 NUM_GENERATED = 8
 _NUM_FRAMES, _WIDTH, _HEIGHT, _FPS = 200, 320, 240, Fraction(25)
@@ -62,6 +64,28 @@ def make_labelled_bucket(folder: Path, clips: list[Path], *, num_videos: int) ->
             label.mkdir(parents=True, exist_ok=True)
             os.link(clip, label / f"{part}_{index:06d}{clip.suffix}")
     return folder
+
+
+def guide_config(
+    videos: Path, *, model: Path, output: Path, num_clips: int, batch_size: int, **settings: Any
+) -> TrainConfig:
+    """The guide's recipe on ``make_labelled_bucket``'s videos, for whole epochs that make about ``num_clips``;
+    validation, which is not measured, only at the end.
+    """
+    num_videos = sum(1 for path in (videos / "train").rglob("*") if path.is_file())
+    epochs = max(1, num_clips // num_videos)
+    return TrainConfig(
+        source=(str(videos),),
+        model=str(model),
+        output=str(output),
+        epochs=epochs,
+        validate_every=epochs,
+        global_batch_size=batch_size,
+        views="1x1",
+        span="stride",
+        stride=4,
+        **settings,
+    )
 
 
 def make_clip(seed: int) -> bytes:

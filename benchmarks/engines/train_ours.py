@@ -11,9 +11,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from train_common import BATCH_SIZE, MARK_EVERY_STEPS, Marks, TrainJob, parse_job
+from train_common import BATCH_SIZE, MARK_EVERY_STEPS, Marks, parse_job
 
-from vidray.training.config import TrainConfig
+from benchmarks.workload import guide_config
 from vidray.training.job import train
 
 _PHASES = ("data_wait", "forward_backward", "communication", "optimizer")
@@ -29,7 +29,18 @@ def main() -> None:
             moments.add(0)
 
     with tempfile.TemporaryDirectory(prefix="vidray-benchmark-train-") as output:
-        train(make_config(job, output), say=say)
+        config = guide_config(
+            job.videos,
+            model=job.model,
+            output=Path(output),
+            num_clips=job.num_clips,
+            batch_size=BATCH_SIZE,
+            log_every_steps=MARK_EVERY_STEPS,
+            device="cpu",
+            precision="fp32",
+            ray_address="local" if job.extra == "ray" else None,
+        )
+        train(config, say=say)
         lines = (Path(output) / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
     for mark, clips in zip(moments.marks, _sums([row["num_clips"] for row in rows]), strict=True):
@@ -37,27 +48,6 @@ def main() -> None:
     for row in rows[1:]:
         moments.add_phases({name: row[f"{name}_seconds"] for name in _PHASES})
     moments.write(job.output)
-
-
-def make_config(job: TrainJob, output: str) -> TrainConfig:
-    """The guide's recipe for as many epochs as it takes; validation, which is not measured, only at the end."""
-    num_videos = sum(1 for path in (job.videos / "train").rglob("*") if path.is_file())
-    epochs = max(1, job.num_clips // num_videos)
-    return TrainConfig(
-        source=(str(job.videos),),
-        model=str(job.model),
-        output=output,
-        epochs=epochs,
-        validate_every=epochs,
-        global_batch_size=BATCH_SIZE,
-        views="1x1",
-        span="stride",
-        stride=4,
-        log_every_steps=MARK_EVERY_STEPS,
-        device="cpu",
-        precision="fp32",
-        ray_address="local" if job.extra == "ray" else None,
-    )
 
 
 def _sums(values: list[int]) -> list[int]:
