@@ -478,3 +478,12 @@ def test_a_part_that_is_not_there_costs_no_child() -> None:
         with pytest.raises(VideoError, match="the clip starts at 9 s"):
             sandbox.decode(GOOD, part=Part(start_seconds=9.0))
         assert sandbox.pid == pid
+
+
+def test_a_child_is_as_nice_as_asked_for():
+    with Sandbox(view=VIEW, limits=LIMITS, niceness=5) as sandbox:
+        sandbox.decode(GOOD)
+        assert os.getpriority(os.PRIO_PROCESS, sandbox.pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5)
+        autogroup = Path(f"/proc/{sandbox.pid}/autogroup")
+        if autogroup.exists():
+            assert autogroup.read_text().split()[-2:] == ["nice", "5"]

@@ -30,7 +30,7 @@ import numpy as np
 from vidray.errors import RunError, VideoError
 from vidray.random_crops import CropConfig
 from vidray.sampling import stream_chunks
-from vidray.sandbox_process import await_exit, kill, sealed_memory, signal_name, spawn
+from vidray.sandbox_process import await_exit, kill, lower_priority, sealed_memory, signal_name, spawn
 from vidray.sandbox_wire import (
     REPLY_BYTES,
     Reply,
@@ -68,6 +68,7 @@ class Sandbox:
         limits: what one video may cost; deadline and memory are enforced here, the rest by the decoder.
         recycle_after: videos after which the child is replaced, so that what one leaves behind stays bounded.
         child_module: module whose ``main(control_fd=, input_fd=, output_fd=)`` is the child.
+        niceness: how much less urgent than this process the child is, in steps of nice(2).
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Sandbox:
         recycle_after: int = 1000,
         child_module: str = "vidray.sandbox_child",
         crop: CropConfig | None = None,
+        niceness: int = 0,
     ) -> None:
         if recycle_after < 1:
             raise ValueError(f"recycle_after must be at least 1, got {recycle_after}")
@@ -88,6 +90,7 @@ class Sandbox:
         self._recycle_after = recycle_after
         self._child_module = child_module
         self._crop = crop
+        self._niceness = niceness
         self._child: _Child | None = None
 
     @property
@@ -99,6 +102,8 @@ class Sandbox:
         """Start the child if there is none, without waiting for it: its imports overlap with what comes next."""
         if self._child is None:
             self._child = _Child(view=self._view, limits=self._limits, module=self._child_module, crop=self._crop)
+            if self._niceness:
+                lower_priority(self._child.pid, by=self._niceness)
 
     def decode(
         self, data: bytes | memoryview, *, out: np.ndarray | None = None, part: Part = WHOLE, seed: int = 0

@@ -51,6 +51,15 @@ def spawn(module: str, fds: dict[str, int]) -> tuple[subprocess.Popen[bytes], IO
     return process, open(read_fd, "rb", buffering=0)
 
 
+def lower_priority(pid: int, *, by: int) -> None:
+    """Have the process that leads a session run where others leave the CPUs idle: ``by`` steps of nice(2)."""
+    with contextlib.suppress(OSError):  # it is gone, or a limit forbids it: then it runs as others do
+        os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + by))
+    # Linux shares the CPUs among sessions first, as if each were one process: see sched(7), the autogroup feature.
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(by))
+
+
 def _module_path() -> str:
     """Where the child looks for modules, as JSON: where this process does (``""`` is the folder that it runs in)."""
     root = str(Path(__file__).resolve().parent.parent)

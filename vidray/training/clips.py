@@ -17,6 +17,10 @@ from vidray.sandbox import Sandbox
 from vidray.training.augment import AugmentConfig, augment
 from vidray.types import WHOLE, Limits, Part, Status, VideoRef, ViewConfig
 
+DECODER_NICENESS = 5
+"""Threads that train together wait for each other in every layer: a decoder that takes the core of one stops them all.
+Less urgent, it takes what they leave, and a quarter of a core at worst; if that is too little, they wait and leave all.
+"""
 FETCH_THREADS = 4
 """Objects that one worker fetches at a time, at most those of the jobs that it was given together."""
 
@@ -81,7 +85,13 @@ class ClipWorker:
     def __init__(self, spec: ClipSpec) -> None:
         self._spec = spec
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="vidray-fetch")
-        self._sandbox = Sandbox(view=spec.view, limits=spec.limits, crop=spec.crop, child_module=spec.child_module)
+        self._sandbox = Sandbox(
+            view=spec.view,
+            limits=spec.limits,
+            crop=spec.crop,
+            child_module=spec.child_module,
+            niceness=DECODER_NICENESS,
+        )
         self._sandbox.start()
 
     def make(self, jobs: Sequence[ClipJob]) -> list[MadeClip]:
