@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -210,10 +212,13 @@ class ScoreJob:
 
     def _stream(self, rows: pa.Table, collector: Collector, clock: Clock, connection: contextlib.ExitStack) -> None:
         from vidray.connection import connected  # ray: a second to import, not needed when there is nothing to do
-        from vidray.scoring import pipeline
 
         self.progress.stage("starting the workers")
+        # Ray Data takes most of a second to import, and Ray's processes leave a core idle while they start.
+        threading.Thread(target=importlib.import_module, args=("vidray.scoring.pipeline",), daemon=True).start()
         connection.enter_context(connected(self.config.ray_address))
+        from vidray.scoring import pipeline
+
         cluster = pipeline.read_cluster()
         layout = pipeline.make_layout(self.config, self.view, cluster, num_rows=rows.num_rows)
         decode, predict = self._make_stages(self.config, self.checkpoint, self.view, layout.threads_per_predictor)
