@@ -21,7 +21,7 @@ LAYERS = [
     {"views", "sandbox_wire", "sandbox_child", "sandbox_process", "sandbox", "hub", "models", "checkpoint", "metrics"},
     {
         *("scoring.output", "scoring.history", "scoring.plan"),
-        *("scoring.stages", "scoring.predictor", "scoring.progress", "scoring.summary"),
+        *("scoring.stages", "scoring.predictor", "scoring.host", "scoring.progress", "scoring.summary"),
         *("scoring.streaming", "scoring.stream_predictor"),
         "training",
     },

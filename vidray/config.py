@@ -16,7 +16,8 @@ from vidray.types import Aggregation, Limits, Span, ViewConfig
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-
+CPUS_PER_PREDICTOR = 8
+"""A model on CPUs scales to about eight threads; beyond that, further replicas do better."""
 MAX_CHUNK_FRAMES = 8
 """Frames that a stream's model sees at once. On CPUs longer chunks leave the caches, shorter ones cost more calls
 (MoViNet-A0 on one thread: 71 frames/s with 4, 91 with 8, 78 with 16, 75 with 50); a GPU gets many videos at once."""

@@ -263,3 +263,15 @@ class Limits:
             value = getattr(self, field.name)
             if value is not None and value <= 0:
                 raise ValueError(f"{field.name} must be positive, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """What the model says about one video."""
+
+    top_k: tuple[tuple[str, float], ...] = ()
+    """(label, score), best first; empty if there is an error."""
+    logits: np.ndarray | None = None
+    """(V, num_labels) float32, clip-major as the views are; None if there is an error."""
+    error: str | None = None
+    """Why there are no scores (status ``model_error``); None if all is well."""

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidray.checkpoint import Checkpoint, read_checkpoint, result_key
-from vidray.config import ScoreConfig
+from vidray.config import CPUS_PER_PREDICTOR, ScoreConfig
 from vidray.errors import RunError, TooManyFailuresError
 from vidray.lease import Lease
 from vidray.models.families import require_stream
-from vidray.scoring import history, output
+from vidray.scoring import history, host, output
+from vidray.scoring.host import Host
 from vidray.scoring.output import Collector
 from vidray.scoring.plan import Plan, commit_plan, find_resumable, plan_fresh
 from vidray.scoring.progress import Progress, format_bytes, format_seconds
@@ -36,11 +38,15 @@ if TYPE_CHECKING:
 MAX_ROUNDS = 5
 """How often rows that Ray lost are asked for again before the run gives up."""
 
-MakeStages = Callable[[ScoreConfig, Checkpoint, ViewConfig, int | None], "tuple[Stage | None, Stage]"]
+MakeStages = Callable[[ScoreConfig, Checkpoint, ViewConfig, int | None, str | None], "tuple[Stage | None, Stage]"]
 
 
 def default_stages(
-    config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig, num_threads: int | None
+    config: ScoreConfig,
+    checkpoint: Checkpoint,
+    view: ViewConfig,
+    num_threads: int | None,
+    host_address: str | None = None,
 ) -> tuple[Stage | None, Stage]:
     """The decode and the predict stage that a run uses; None and one that does both for a streaming run."""
     from vidray.scoring.pipeline import Stage
@@ -49,7 +55,15 @@ def default_stages(
     if view.span == "stream":
         return None, _stream_stage(config, checkpoint, view, num_threads)
     decode = {"view": view, "limits": config.limits, "fetch_threads": config.fetch_threads}
-    predict = {
+    predict = predictor_settings(config, checkpoint, view, num_threads) | {"host": host_address}
+    return Stage(cls=DecodeStage, kwargs=decode), Stage(cls=PredictStage, kwargs=predict)
+
+
+def predictor_settings(
+    config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig, num_threads: int | None
+) -> dict[str, Any]:
+    """Arguments of the run's ``Predictor``."""
+    return {
         "checkpoint": checkpoint,
         "view": view,
         "device": config.device,
@@ -59,7 +73,6 @@ def default_stages(
         "num_threads": num_threads,
         "top_k": config.top_k,
     }
-    return Stage(cls=DecodeStage, kwargs=decode), Stage(cls=PredictStage, kwargs=predict)
 
 
 def _stream_stage(config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig, num_threads: int | None) -> Stage:
@@ -83,6 +96,10 @@ def _versions(rows: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(rows["uri"], pc.fill_null(rows["etag"], ""), "\x1f")
 
 
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 class ScoreJob:
     """One command's work on one output."""
 
@@ -98,6 +115,7 @@ class ScoreJob:
         self.view = config.effective_view(self.checkpoint.meta.view)
         self.result_key = result_key(self.checkpoint.meta.fingerprint, self.view)
         self._make_stages = make_stages
+        self._host: Host | None = None
 
     def run(self) -> list[dict[str, Any]]:
         """Finish what was begun, then score what is new. Returns the summaries of the runs worked on.
@@ -214,6 +232,7 @@ class ScoreJob:
         from vidray.connection import connected  # ray: a second to import, not needed when there is nothing to do
 
         self.progress.stage("starting the workers")
+        self._begin_host(connection)
         # Ray Data takes most of a second to import, and Ray's processes leave a core idle while they start.
         threading.Thread(target=importlib.import_module, args=("vidray.scoring.pipeline",), daemon=True).start()
         connection.enter_context(connected(self.config.ray_address))
@@ -221,7 +240,9 @@ class ScoreJob:
 
         cluster = pipeline.read_cluster()
         layout = pipeline.make_layout(self.config, self.view, cluster, num_rows=rows.num_rows)
-        decode, predict = self._make_stages(self.config, self.checkpoint, self.view, layout.threads_per_predictor)
+        threads, is_alone = layout.threads_per_predictor, layout.predict.max_size == 1
+        address = self._host.address if self._host and is_alone and threads == _num_cpus() else None
+        decode, predict = self._make_stages(self.config, self.checkpoint, self.view, threads, address)
         for table in pipeline.stream(
             rows, decode=decode, predict=predict, layout=layout, stall_timeout=self.config.stall_seconds
         ):
@@ -229,6 +250,14 @@ class ScoreJob:
                 clock.add(fresh)
                 num_failed = pc.sum(pc.not_equal(fresh["status"], Status.OK.value)).as_py()
                 self.progress.advance(done=fresh.num_rows, failed=num_failed)
+
+    def _begin_host(self, connection: contextlib.ExitStack) -> None:
+        """Have the network load while Ray starts, where that is on this machine."""
+        config = self.config
+        is_alone = config.predictors is None and _num_cpus() < 2 * CPUS_PER_PREDICTOR and not config.streaming
+        if self._host is None and is_alone and host.is_useful(device=config.device, ray_address=config.ray_address):
+            settings = predictor_settings(self.config, self.checkpoint, self.view, _num_cpus())
+            self._host = connection.enter_context(host.hosted(**settings))
 
     def _finish(self, plan: Plan, clock: Clock) -> dict[str, Any]:
         """Count what is there, and only then say so; ``_SUCCESS`` comes last."""

@@ -20,7 +20,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from vidray.config import ScoreConfig, parse_pool
+from vidray.config import CPUS_PER_PREDICTOR, ScoreConfig, parse_pool
 from vidray.connection import explain
 from vidray.errors import UsageError
 from vidray.types import ViewConfig
@@ -119,8 +119,7 @@ def _predict_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Poo
         # No CPU of its own: decoders that came first could otherwise hold all CPUs of the GPU's node for ever.
         low, high = parse_pool(config.predictors or "") or (1, max(1, int(cluster.max_gpus)))
         return Pool(min_size=low, max_size=high, num_cpus=0, num_gpus=1, calls_per_actor=2)
-    # A model on CPUs scales to about eight threads; beyond that, further replicas do better.
-    low, high = parse_pool(config.predictors or "") or (max(1, int(cluster.num_cpus) // 8),) * 2
+    low, high = parse_pool(config.predictors or "") or (max(1, int(cluster.num_cpus) // CPUS_PER_PREDICTOR),) * 2
     return Pool(min_size=low, max_size=high, num_cpus=0.4, calls_per_actor=2)
 
 
@@ -211,8 +210,8 @@ def _plan_dataset(rows: pa.Table, layout: Layout) -> ray.data.Dataset:
     if rows.num_rows <= rows_per_block * BLOCKS_PER_READ_TASK:
         # Straight from here: a read task needs a worker process, a second of start-up and a hundredth of a core
         # (and so do the tasks with which from_arrow looks at its blocks).
-        starts = range(0, rows.num_rows, rows_per_block)
-        return ray.data.from_blocks([rows.slice(start, rows_per_block).combine_chunks() for start in starts])
+        slices = _growing_slices(rows.num_rows, rows_per_block)
+        return ray.data.from_blocks([rows.slice(start, size).combine_chunks() for start, size in slices])
     source = PlanSource(rows, rows_per_block=rows_per_block)
     return ray.data.read_datasource(
         source,
@@ -220,6 +219,14 @@ def _plan_dataset(rows: pa.Table, layout: Layout) -> ray.data.Dataset:
         override_num_blocks=source.num_blocks,
         concurrency=1 + (layout.decode or layout.predict).max_size // DECODERS_PER_READ_TASK,
     )
+
+
+def _growing_slices(num_rows: int, rows_per_block: int) -> Iterator[tuple[int, int]]:
+    """(start, size) of each block. The first are small: until one is decoded the model has nothing to do."""
+    start, size = 0, 1
+    while start < num_rows:
+        yield start, min(size, num_rows - start)
+        start, size = start + size, min(2 * size, rows_per_block)
 
 
 def _placement(layout: Layout, pool: Pool) -> dict[str, Any]:

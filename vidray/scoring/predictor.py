@@ -14,7 +14,6 @@ import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,25 +29,13 @@ from vidray.errors import UsageError
 from vidray.models.loading import order_channels_last
 from vidray.models.predict import aggregate, forward_views, top_k
 from vidray.models.processors import check_view
-from vidray.types import ViewConfig
+from vidray.types import Scores, ViewConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_MESSAGE = 500
 _CPU_BATCH_BYTES = 2_500_000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scores:
-    """What the model says about one video."""
-
-    top_k: tuple[tuple[str, float], ...] = ()
-    """(label, score), best first; empty if there is an error."""
-    logits: np.ndarray | None = None
-    """(V, num_labels) float32, clip-major as the views are; None if there is an error."""
-    error: str | None = None
-    """Why there are no scores (status ``model_error``); None if all is well."""
 
 
 class Predictor:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from vidray.errors import VideoError
 from vidray.process import keep_freed_memory
 from vidray.sandbox import Sandbox
+from vidray.scoring.host import HostedPredictor, Predicts
 from vidray.scoring.output import PREDICTION_SCHEMA, ROW, TOP_K_TYPE
 from vidray.storage import fetch
 from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
@@ -28,7 +29,7 @@ from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
 if TYPE_CHECKING:
     from vidray.checkpoint import Checkpoint
     from vidray.config import Device, Precision
-    from vidray.scoring.predictor import Scores
+    from vidray.types import Scores
 
 _INFO_COLUMNS = (
     "duration_seconds",
@@ -226,22 +227,27 @@ class PredictStage:
         batch_size: int | None = None,
         num_threads: int | None = None,
         top_k: int = 5,
+        host: str | None = None,
     ) -> None:
-        from vidray.scoring.predictor import Predictor  # torch: only in the process that predicts
-
         self._view = view
         self._name = worker_name()
         self._busy = BusyClock()
-        self._predictor = Predictor(
-            checkpoint,
-            view=view,
-            device=device,
-            precision=precision,
-            compile=compile,
-            batch_size=batch_size,
-            num_threads=num_threads,
-            top_k=top_k,
-        )
+
+        def make() -> Predicts:
+            from vidray.scoring.predictor import Predictor  # torch: only in the process that predicts
+
+            return Predictor(
+                checkpoint,
+                view=view,
+                device=device,
+                precision=precision,
+                compile=compile,
+                batch_size=batch_size,
+                num_threads=num_threads,
+                top_k=top_k,
+            )
+
+        self._predictor = HostedPredictor(host, make_own=make) if host else make()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """DECODED_SCHEMA → PREDICTED_SCHEMA, in the same order; failed rows pass through. May be called side by side,
