@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.checkpoints import make_videomae
 from vidray.config import ScoreConfig
+from vidray.process import use_one_arena
 from vidray.scoring import history, output
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import ROW
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--here", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here is not None:
+        use_one_arena()  # as the command does
         result = measure_memory(args.here) if args.what == "memory" else measure_plan(args.here)
         (args.here / "result.json").write_text(json.dumps(result))
     elif args.what == "memory":

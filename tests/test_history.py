@@ -7,6 +7,7 @@ import hashlib
 import pyarrow as pa
 import pytest
 
+from vidray.errors import RunError
 from vidray.scoring import history
 from vidray.scoring.output import PREDICTION_SCHEMA, parquet_bytes, part_path
 from vidray.storage import Store
@@ -136,3 +137,19 @@ def test_the_query_of_the_docs_keeps_one_row_per_version_and_result_key(tmp_path
     assert duckdb.sql(f"SELECT uri, etag, status, attempts FROM ({latest}) ORDER BY ALL").fetchall() == expected
     portable = portable.replace("FROM predictions", f"FROM '{files}'")
     assert duckdb.sql(f"SELECT uri, etag, status, attempts FROM ({portable}) ORDER BY ALL").fetchall() == expected
+
+
+def test_a_run_that_holds_each_planned_row_once_in_any_order_is_complete():
+    videos = listed(*((f"v{n}", None if n == 3 else f"e{n}") for n in range(10)))
+    done = rows(*((f"v{n}", None if n == 3 else f"e{n}", "ok", 1) for n in reversed(range(10))))
+    history.check_complete(videos, history.keys_of(done), result_key=KEY)
+    history.check_complete(videos.slice(0, 0), history.KEYS_SCHEMA.empty_table(), result_key=KEY)
+
+
+@pytest.mark.parametrize("damage", ["lost", "doubled", "replaced", "changed", "of another model"])
+def test_a_run_whose_rows_do_not_add_up_is_not_called_complete(damage):
+    numbers = {"lost": range(9), "doubled": [*range(10), 4], "replaced": [*range(9), 3]}.get(damage, range(10))
+    etag = "x" if damage == "changed" else "e"
+    done = rows(*((f"v{n}", etag, "ok", 1) for n in numbers), key="other" if "model" in damage else KEY)
+    with pytest.raises(RunError, match="_SUCCESS was not written"):
+        history.check_complete(listed(*((f"v{n}", "e") for n in range(10))), history.keys_of(done), result_key=KEY)

@@ -15,6 +15,7 @@ import yaml
 from vidray import __version__
 from vidray.config import ScoreConfig, config_file_arguments
 from vidray.errors import RunError, TooManyFailuresError, UsageError
+from vidray.process import use_one_arena
 
 _USAGE = f"""vidray {__version__}: fine-tune video classifiers, and score buckets of videos into Parquet
 
@@ -80,6 +81,7 @@ def _raise_exit(signum: int, frame: object) -> None:
 def score(arguments: list[str]) -> int:
     """``vidray score``."""
     config = parse(ScoreConfig, arguments, prog="vidray score")
+    use_one_arena()  # before there are threads
     from vidray.scoring.job import ScoreJob
 
     job = ScoreJob(config)

@@ -15,6 +15,13 @@ ENVIRONMENT = {
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
+def use_one_arena() -> None:
+    """Have threads that are still to come share one arena of glibc's: dozens of threads that allocate now and then keep
+    what they freed in as many places, and the process grows. Source: mallopt(3).
+    """
+    _mallopt((_M_ARENA_MAX, 1))
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep up to 2 GiB of freed memory for what comes next, in one heap, instead of unmapping it.
 
@@ -23,7 +30,11 @@ def keep_freed_memory() -> None:
 
     Call it early: threads that have used another arena before stay with that. Source: mallopt(3).
     """
+    _mallopt((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def _mallopt(*settings: tuple[int, int]) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc
-        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+        for parameter, value in settings:
             libc.mallopt(parameter, value)

@@ -16,8 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vidray.errors import RunError
 from vidray.scoring import output
 from vidray.storage import Store
 from vidray.types import Status
@@ -52,18 +54,40 @@ def is_finished(files: Iterable[str]) -> bool:
 
 def keys_of(rows: pa.Table) -> pa.Table:
     """KEYS_SCHEMA of prediction rows (uri, etag, result_key, status, attempts)."""
+    return _with_keys(rows, "status", "attempts").cast(KEYS_SCHEMA)
+
+
+def _with_keys(rows: pa.Table, *columns: str) -> pa.Table:
     with duckdb.connect() as db:
         db.register("rows", rows)
-        return db.sql(f"SELECT {_KEY_SQL} AS key, status, attempts FROM rows").to_arrow_table().cast(KEYS_SCHEMA)
+        names = ", ".join([f"{_KEY_SQL} AS key", *columns])
+        return db.sql(f"SELECT {names} FROM rows").to_arrow_table()
 
 
-def read_rows(store: Store, run_id: str, *, num_threads: int = 16) -> pa.Table:
-    """Identity, status and attempts of every row that a run's parts hold."""
+def read_run_keys(store: Store, run_id: str, *, num_threads: int = 8) -> pa.Table:
+    """KEYS_SCHEMA of every row that a run's parts hold, part by part: a row has 1 kB, its key 16 bytes."""
     paths = [path for path in store.list(f"predictions/run={run_id}") if output.shard_of_part(path) is not None]
-    schema = pa.schema([output.PREDICTION_SCHEMA.field(name) for name in _COLUMNS])
     with ThreadPoolExecutor(num_threads) as pool:
-        tables = list(pool.map(lambda path: output.read_columns(store, path, _COLUMNS), paths))
-    return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in tables)])
+        tables = list(pool.map(lambda path: keys_of(output.read_columns(store, path, _COLUMNS)), paths))
+    return pa.concat_tables([KEYS_SCHEMA.empty_table(), *tables])
+
+
+def check_complete(plan: pa.Table, keys: pa.Table, *, result_key: str) -> None:
+    """Raise RunError unless ``keys`` are those of the plan's rows (uri, etag), each once."""
+    rows = pa.table({"uri": plan["uri"], "etag": plan["etag"], "result_key": pa.repeat(result_key, plan.num_rows)})
+    want, got = (_sorted_keys(table) for table in (_with_keys(rows), keys))
+    if want.equals(got):
+        return
+    raise RunError(
+        f"the run planned {plan.num_rows} videos and its parts hold {keys.num_rows} rows, "
+        f"{pc.count_distinct(got).as_py()} videos: _SUCCESS was not written. "
+        "Run the same command again; if it says so again, the output was changed by hand"
+    )
+
+
+def _sorted_keys(keys: pa.Table) -> pa.Array:
+    array = keys["key"].combine_chunks()
+    return array.take(pc.array_sort_indices(array))
 
 
 def read_keys(store: Store, *, num_threads: int = 16) -> pa.Table:
@@ -78,7 +102,7 @@ def read_keys(store: Store, *, num_threads: int = 16) -> pa.Table:
                 lambda run: output.read_columns(store, run_file(run, "keys.parquet"), KEYS_SCHEMA.names), with_keys
             )
         )
-    tables += [keys_of(read_rows(store, run)) for run in others]
+    tables += [read_run_keys(store, run) for run in others]
     return pa.concat_tables([merged, *(table.cast(KEYS_SCHEMA) for table in tables)])
 
 

@@ -262,11 +262,11 @@ class ScoreJob:
     def _finish(self, plan: Plan, clock: Clock) -> dict[str, Any]:
         """Count what is there, and only then say so; ``_SUCCESS`` comes last."""
         run_id = plan.header.run_id
-        rows = history.read_rows(self.store, run_id)
-        output.check_complete(plan.rows, rows)
+        keys = history.read_run_keys(self.store, run_id)
+        history.check_complete(plan.rows, keys, result_key=self.result_key)
         summary = make_summary(
             plan,
-            rows,
+            keys,
             clock,
             # Each decoder of a streaming run fetches its own next video.
             fetch_threads=1 if self.config.streaming else self.config.fetch_threads,
@@ -274,7 +274,7 @@ class ScoreJob:
         )
         marker = "_SUCCESS" if summary["outcome"] == "success" else "_FAILED"
         files = {
-            "keys.parquet": output.parquet_bytes(history.keys_of(rows), {"run_id": run_id}),
+            "keys.parquet": output.parquet_bytes(keys, {"run_id": run_id}),
             "summary.json": json.dumps(summary, indent=2, ensure_ascii=False).encode(),
             marker: b"",
         }

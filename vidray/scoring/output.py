@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vidray.errors import RunError
@@ -210,19 +209,3 @@ def read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
     data = io.BytesIO(store.read(path))
     names = pq.read_schema(data).names
     return pq.read_table(data, columns=[column for column in columns if column in names])
-
-
-def check_complete(plan: pa.Table, rows: pa.Table) -> None:
-    """Raise RunError unless ``rows`` (uri, etag) are exactly the plan's, each once."""
-    want, got = (_sorted_identity(table) for table in (plan, rows))
-    if want.equals(got):
-        return
-    raise RunError(
-        f"the run planned {plan.num_rows} videos and its parts hold {rows.num_rows} rows, "
-        f"{pc.count_distinct(rows['uri']).as_py()} videos: _SUCCESS was not written. "
-        "Run the same command again; if it says so again, the output was changed by hand"
-    )
-
-
-def _sorted_identity(table: pa.Table) -> pa.Table:
-    return table.select(["uri", "etag"]).combine_chunks().sort_by([("uri", "ascending"), ("etag", "ascending")])

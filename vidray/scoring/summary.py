@@ -56,13 +56,13 @@ class Clock:
 
 
 def make_summary(
-    plan: Plan, rows: pa.Table, clock: Clock, *, fetch_threads: int, max_failure_rate: float
+    plan: Plan, keys: pa.Table, clock: Clock, *, fetch_threads: int, max_failure_rate: float
 ) -> dict[str, Any]:
-    """What ``summary.json`` says. ``rows``: identity and status of every row in the run's parts."""
-    by_status = Counter(rows["status"].to_pylist())
+    """What ``summary.json`` says. ``keys``: of every row in the run's parts."""
+    by_status = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(keys["status"]).to_pylist()})
     num_scored = by_status.pop(Status.OK.value, 0)
     num_failed = sum(by_status.values())
-    too_many = num_failed > max_failure_rate * max(rows.num_rows, 1)
+    too_many = num_failed > max_failure_rate * max(keys.num_rows, 1)
     return {
         **asdict(plan.header),
         "source": list(plan.header.source),
