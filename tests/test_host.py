@@ -115,6 +115,19 @@ def test_a_host_ends_with_the_process_that_started_it_and_leaves_nothing(tmp_pat
     runs.wait_until(lambda: not Path(address).parent.exists(), what="the end of the folder")
 
 
+def test_a_host_that_failed_for_another_reason_is_replaced_by_a_predictor_here(settings, own):
+    with host.hosted(**settings | {"batch_size": "many"}) as started:
+        assert HostedPredictor(started.address, make_own=lambda: own)._own is own
+
+
+def test_a_long_name_of_the_temporary_folder_is_no_obstacle(settings, tmp_path, monkeypatch):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with host.hosted(**settings) as started:
+        HostedPredictor(started.address, make_own=must_not_be_called)
+
+
 def test_it_is_of_use_only_where_ray_is_started_here_and_there_is_no_gpu(monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vidray.errors import UsageError
 from vidray.process import ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Host:
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._folder = tempfile.mkdtemp(prefix="vidray-host-")  # nobody else may enter it
+        self._folder = tempfile.mkdtemp(prefix="vidray-host-", dir=_short_folder())  # nobody else may enter it
         self.address = os.path.join(self._folder, "socket")
         paths = [os.path.abspath(path) for path in sys.path]
         # Listened to from now on, by the process alone: who calls early waits, and is told when it has died.
@@ -85,6 +86,11 @@ class Host:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _short_folder() -> str | None:
+    """Where the socket can be: its path has room for 107 bytes. None: where temporary files go anyway."""
+    return None if len(os.fsencode(tempfile.gettempdir())) < 80 else "/tmp"
 
 
 @contextlib.contextmanager
@@ -124,7 +130,9 @@ class HostedPredictor:
         self._making = threading.Lock()
         try:
             self._line()
-        except (OSError, EOFError):
+        except UsageError:
+            raise
+        except Exception:  # it died, or failed in a way that another attempt, here, may not
             self._replace()
 
     def predict(self, views: Sequence[np.ndarray]) -> list[Scores]:
