@@ -110,7 +110,7 @@ def measure(
 ) -> dict[str, str]:
     """One model's row: title of the column to what stands in it."""
     model_class, config_class = case.family.load_classes()
-    model = model_class(config_class(**case.config, num_labels=400)).eval()
+    model = model_class(config_class(**case.config, num_labels=400)).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(model, case.view, Path(folder) / "model")
         predictors = make_predictors(read_checkpoint(str(Path(folder) / "model")), args)

@@ -16,6 +16,7 @@ import pytest
 import runs
 import torch
 from checkpoints import make_videomae
+from hub_server import hub_server
 
 from vidray import cli
 from vidray.config import ScoreConfig
@@ -184,17 +185,36 @@ def test_a_finished_output_says_so_and_does_nothing(trained):
     assert {path: path.stat().st_mtime_ns for path in Path(trained.output).rglob("*")} == before
 
 
-def test_a_hub_that_cannot_be_reached_leaves_the_finished_run_whole_and_is_asked_again(trained, tmp_path):
-    before = {path: path.stat().st_mtime_ns for path in Path(trained.output).rglob("*")}
+def test_a_finished_run_is_uploaded_to_the_hub_without_its_states(trained, tmp_path):
+    with hub_server() as hub:
+        env = runs.clean_environment(HF_ENDPOINT=hub.endpoint, HF_TOKEN="hf_any", HF_HUB_OFFLINE="0")
+        text = runs.run(pushing(trained, tmp_path), env=env, cwd=runs.ROOT)
+    assert "uploaded to somebody/model on the Hugging Face Hub" in text
+    (request,) = hub.created
+    assert (request["organization"], request["name"]) == ("somebody", "model")
+    assert request.get("private") or request.get("visibility") == "private"
+    output = Path(trained.output)
+    published = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
+    published = {name: path for name, path in published.items() if not name.startswith("_")}
+    assert {"model.safetensors", "config.json", "vidray.json", "README.md"} <= set(published)
+    assert hub.files == {name: path.read_bytes() for name, path in published.items()}
+
+
+def pushing(trained: TrainConfig, folder: Path) -> list[str]:
+    """The command of a finished run, with --push-to-hub."""
     plain = {name: value for name, value in dataclasses.asdict(trained).items() if value not in (None, ())}
     del plain["limits"]
-    (tmp_path / "same.yaml").write_text(json.dumps(plain | {"push_to_hub": "somebody/model"}))
+    (folder / "same.yaml").write_text(json.dumps(plain | {"push_to_hub": "somebody/model"}))
+    return [sys.executable, "jobs/train.py", "--config", str(folder / "same.yaml")]
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_finished_run_whole_and_is_asked_again(trained, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in Path(trained.output).rglob("*")}
     with socket.socket() as nobody:  # bound, but nobody listens
         nobody.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         env = runs.clean_environment(HF_ENDPOINT=endpoint, HF_TOKEN="hf_none", HF_HUB_OFFLINE="0")
-        command = [sys.executable, "jobs/train.py", "--config", str(tmp_path / "same.yaml")]
-        text = runs.run(command, code=1, env=env, cwd=runs.ROOT)
+        text = runs.run(pushing(trained, tmp_path), code=1, env=env, cwd=runs.ROOT)
     assert "is finished, but --push-to-hub somebody/model failed" in text
     assert "the same command tries again" in text
     assert "Traceback" not in text
