@@ -242,8 +242,9 @@ def measure_plan(folder: Path) -> dict[str, Any]:
         cluster = pipeline.read_cluster()
         layout = pipeline.make_layout(job.config, job.view, cluster, num_rows=plan.rows.num_rows)
         decode, predict = stub_stages()
-        rows = pipeline.stream(plan.rows, decode=decode, predict=predict, layout=layout, stall_timeout=600)
-        result["rows in the first block"] = next(iter(rows)).num_rows
+        rows: Any = pipeline.stream(plan.rows, decode=decode, predict=predict, layout=layout, stall_timeout=600)
+        with contextlib.closing(rows):  # Ray aborts the process if it is shut down while it executes
+            result["rows in the first block"] = next(rows).num_rows
         clock.lap("to the first rows")
     return result
 
