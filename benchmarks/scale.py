@@ -242,7 +242,7 @@ def measure_plan(folder: Path) -> dict[str, Any]:
         cluster = pipeline.read_cluster()
         layout = pipeline.make_layout(job.config, job.view, cluster, num_rows=plan.rows.num_rows)
         decode, predict = stub_stages()
-        rows: Any = pipeline.stream(plan.rows, decode=decode, predict=predict, layout=layout, stall_timeout=600)
+        rows = pipeline.stream(plan.rows, decode=decode, predict=predict, layout=layout, stall_timeout=600)
         with contextlib.closing(rows):  # Ray aborts the process if it is shut down while it executes
             result["rows in the first block"] = next(rows).num_rows
         clock.lap("to the first rows")

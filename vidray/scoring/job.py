@@ -243,13 +243,15 @@ class ScoreJob:
         threads, is_alone = layout.threads_per_predictor, layout.predict.max_size == 1
         address = self._host.address if self._host and is_alone and threads == _num_cpus() else None
         decode, predict = self._make_stages(self.config, self.checkpoint, self.view, threads, address)
-        for table in pipeline.stream(
+        stream = pipeline.stream(
             rows, decode=decode, predict=predict, layout=layout, stall_timeout=self.config.stall_seconds
-        ):
-            for fresh in collector.add(table):
-                clock.add(fresh)
-                num_failed = pc.sum(pc.not_equal(fresh["status"], Status.OK.value)).as_py()
-                self.progress.advance(done=fresh.num_rows, failed=num_failed)
+        )
+        with contextlib.closing(stream) as tables:  # Ray aborts the process if it is shut down while it executes
+            for table in tables:
+                for fresh in collector.add(table):
+                    clock.add(fresh)
+                    num_failed = pc.sum(pc.not_equal(fresh["status"], Status.OK.value)).as_py()
+                    self.progress.advance(done=fresh.num_rows, failed=num_failed)
 
     def _begin_host(self, connection: contextlib.ExitStack) -> None:
         """Have the network load while Ray starts, where that is on this machine."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,8 +160,11 @@ def _check_fits(decode: Pool | None, predict: Pool, cluster: Cluster) -> None:
 
 def stream(
     rows: pa.Table, *, decode: Stage | None, predict: Stage, layout: Layout, stall_timeout: float
-) -> Iterator[pa.Table]:
-    """Run plan rows through the stages; tables of predicted rows come back in whatever order they finish."""
+) -> Generator[pa.Table, None, None]:
+    """Run plan rows through the stages; tables of predicted rows come back in whatever order they finish.
+
+    Close it before Ray is shut down.
+    """
     _configure(stall_timeout)
     try:
         yield from make_graph(rows, decode=decode, predict=predict, layout=layout).iter_batches(
