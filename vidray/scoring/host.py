@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Client, Connection
 from typing import TYPE_CHECKING, Any, Protocol
@@ -91,16 +91,6 @@ class Host:
 def _short_folder() -> str | None:
     """Where the socket can be: its path has room for 107 bytes. None: where temporary files go anyway."""
     return None if len(os.fsencode(tempfile.gettempdir())) < 80 else "/tmp"
-
-
-@contextlib.contextmanager
-def hosted(**settings: Any) -> Iterator[Host]:
-    """A host for as long as the context lasts."""
-    host = Host(**settings)
-    try:
-        yield host
-    finally:
-        host.close()
 
 
 def is_useful(*, device: str, ray_address: str | None) -> bool:

@@ -258,8 +258,8 @@ class ScoreJob:
         config = self.config
         is_alone = config.predictors is None and _num_cpus() < 2 * CPUS_PER_PREDICTOR and not config.streaming
         if self._host is None and is_alone and host.is_useful(device=config.device, ray_address=config.ray_address):
-            settings = predictor_settings(self.config, self.checkpoint, self.view, _num_cpus())
-            self._host = connection.enter_context(host.hosted(**settings))
+            settings = predictor_settings(config, self.checkpoint, self.view, _num_cpus())
+            self._host = connection.enter_context(contextlib.closing(Host(**settings)))
 
     def _finish(self, plan: Plan, clock: Clock) -> dict[str, Any]:
         """Count what is there, and only then say so; ``_SUCCESS`` comes last."""

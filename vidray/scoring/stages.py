@@ -27,8 +27,6 @@ from vidray.storage import fetch
 from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
 
 if TYPE_CHECKING:
-    from vidray.checkpoint import Checkpoint
-    from vidray.config import Device, Precision
     from vidray.types import Scores
 
 _INFO_COLUMNS = (
@@ -219,16 +217,14 @@ class PredictStage:
     def __init__(
         self,
         *,
-        checkpoint: Checkpoint,
         view: ViewConfig,
-        device: Device = "auto",
-        precision: Precision = "auto",
-        compile: bool = False,
-        batch_size: int | None = None,
-        num_threads: int | None = None,
-        top_k: int = 5,
         host: str | None = None,
+        **settings: Any,
     ) -> None:
+        """Args:
+        host: the address of a host, which has a ``Predictor`` of the same settings.
+        settings: the other arguments of ``Predictor``.
+        """
         self._view = view
         self._name = worker_name()
         self._busy = BusyClock()
@@ -236,16 +232,7 @@ class PredictStage:
         def make() -> Predicts:
             from vidray.scoring.predictor import Predictor  # torch: only in the process that predicts
 
-            return Predictor(
-                checkpoint,
-                view=view,
-                device=device,
-                precision=precision,
-                compile=compile,
-                batch_size=batch_size,
-                num_threads=num_threads,
-                top_k=top_k,
-            )
+            return Predictor(view=view, **settings)
 
         self._predictor = HostedPredictor(host, make_own=make) if host else make()
 
