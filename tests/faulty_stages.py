@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +124,18 @@ class Breaks:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return block
+
+
+class Meets:
+    """Notes whether ``num_calls`` blocks have been in here at once. The first waits for the others, for a while."""
+
+    def __init__(self, *, num_calls: int) -> None:
+        self._barrier = threading.Barrier(num_calls, timeout=10)
+        self._met = False
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if not self._barrier.broken and not self._met:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                self._barrier.wait()
+                self._met = True
+        return block.append_column("met", pa.array([self._met] * block.num_rows))

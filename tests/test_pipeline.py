@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.faulty_stages import Breaks, Counts, Same
+from tests.faulty_stages import Breaks, Counts, Meets, Same
 from vidray.config import ScoreConfig
 from vidray.errors import UsageError
 from vidray.scoring import pipeline
@@ -61,6 +61,20 @@ def test_blocks_stay_small_and_every_row_comes_once(local_ray, layout):
     )
     assert sorted(row for table in tables for row in table["row"].to_pylist()) == list(range(1300))
     assert max(n for table in tables for n in table["n"].to_pylist()) <= 8
+
+
+def test_blocks_are_in_a_stage_side_by_side(local_ray, layout):
+    pool = dataclasses.replace(layout.predict, calls_per_actor=2)
+    tables = list(
+        pipeline.stream(
+            pa.table({"row": np.arange(40)}),
+            decode=Stage(cls=Same, kwargs={}),
+            predict=Stage(cls=Meets, kwargs={"num_calls": 2}),
+            layout=dataclasses.replace(layout, predict=pool),
+            stall_timeout=60,
+        )
+    )
+    assert any(met for table in tables for met in table["met"].to_pylist())
 
 
 def test_a_read_task_carries_its_own_rows_only():

@@ -61,6 +61,7 @@ class Pool:
             min_size=self.min_size,
             max_size=self.max_size,
             max_concurrent_calls_per_actor=self.calls_per_actor,
+            enable_true_multi_threading=self.calls_per_actor > 1,  # else Ray Data lets one call at a time into a stage
             max_tasks_in_flight_per_actor=self.calls_per_actor + 2,
         )
 
