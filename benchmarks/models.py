@@ -8,7 +8,8 @@
 *eager* is what a user of Transformers writes: a float32 model in eval mode under ``no_grad``, and a loop over batches
 that are normalised in float32. *Predictor* is what a score job runs. Both start from the same uint8 views in memory,
 put as many of them into a forward, and have as many threads; the Predictor's lanes, one thread each, share them out.
-Calls take turns and the best one counts. Weights are random, sizes are the published ones.
+Calls take turns. A rate is that of the best call; a ratio is the median of the ratios within each turn, so that other
+work on the machine slows down both alike. Weights are random, sizes are the published ones.
 
 Multiply-adds are counted by ``torch.utils.flop_counter`` (convolutions and matrix products; half its count). The share
 is of the rate that a large matrix product reached here, in the precision that the column ran in.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -122,17 +124,19 @@ def measure(
         predict(predictor, views, num_threads=predictor.threads_per_batch or args.threads)
         for predictor in predictors.values()
     ]
-    rates = [len(views) / best for best in best_seconds(runs, device, at_least=args.seconds)]
+    times = turn_seconds(runs, device, at_least=args.seconds)
+    rates = [len(views) / min(taken) for taken in times]
     cells = {
         "input": f"{case.view.num_frames}×{case.view.size}²",
         "batch": str(batch),
         "GMAC": f"{macs / 1e9:.2f}",
         "eager fp32, clips/s": f"{rates[0]:.2f} ({rates[0] * macs / peaks[torch.float32]:.0%})",
     }
-    for (title, predictor), rate in zip(predictors.items(), rates[1:], strict=True):
+    for (title, predictor), rate, taken in zip(predictors.items(), rates[1:], times[1:], strict=True):
         share = rate * macs / peaks[torch.float32 if predictor.precision == "fp32" else torch.bfloat16]
         cells[f"{title}, clips/s"] = f"{rate:.2f} ({share:.0%})"
-        cells[f"{title} / eager"] = f"{rate / rates[0]:.2f}"
+        ratios = [eager_seconds / seconds for eager_seconds, seconds in zip(times[0], taken, strict=True)]
+        cells[f"{title} / eager"] = f"{statistics.median(ratios):.2f}"
     return cells
 
 
@@ -210,15 +214,15 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return size**3 / seconds
 
 
-def best_seconds(runs: list[Callable[[], object]], device: torch.device, *, at_least: float) -> list[float]:
-    """The shortest call of each. They take turns, so that a machine with other work is as busy for one as for all."""
+def turn_seconds(runs: list[Callable[[], object]], device: torch.device, *, at_least: float) -> list[list[float]]:
+    """The seconds of each run's calls, at least five, of which the first of all are in the first turn, and so on."""
     for run in runs:
         measured(run, device)
     times: list[list[float]] = [[] for _ in runs]
-    while len(times[0]) < 3 or min(map(sum, times)) < at_least:
+    while len(times[0]) < 5 or min(map(sum, times)) < at_least:
         for run, taken in zip(runs, times, strict=True):
             taken.append(measured(run, device))
-    return [min(taken) for taken in times]
+    return times
 
 
 def measured(run: Callable[[], object], device: torch.device) -> float:

@@ -138,7 +138,8 @@ def load_model(
 
     Args:
         dtype: of the weights; None: float32.
-        only_scores: it may be another module with the same logits, which is loaded faster (``Family.scorer_module``).
+        only_scores: it need not be trainable, may be another module with the same logits, which is loaded faster
+            (``Family.scorer_module``), and rounds otherwise.
 
     Raises:
         UsageError: weights are missing, left over or of another shape, or the files changed since they were read.
@@ -153,7 +154,12 @@ def load_model(
         )
         if scorer is not None:
             return scorer
-    return load_weights(checkpoint.family, config=checkpoint.config, folder=folder, dtype=dtype)
+    model = load_weights(checkpoint.family, config=checkpoint.config, folder=folder, dtype=dtype)
+    if only_scores:
+        from vidray.models.fused import fuse
+
+        fuse(model)
+    return model
 
 
 def local_folder(checkpoint: Checkpoint) -> str:
