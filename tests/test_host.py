@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -18,10 +19,12 @@ from checkpoints import make_videomae
 
 from tests import runs
 from vidray.checkpoint import Checkpoint, read_checkpoint
-from vidray.config import CPUS_PER_PREDICTOR
+from vidray.config import CPUS_PER_PREDICTOR, ScoreConfig
 from vidray.errors import UsageError
 from vidray.scoring import host
 from vidray.scoring.host import Host, HostedPredictor
+from vidray.scoring.job import ScoreJob
+from vidray.scoring.pipeline import Layout, Pool
 from vidray.scoring.predictor import Predictor
 from vidray.types import Scores, ViewConfig
 
@@ -143,6 +146,17 @@ def test_it_is_of_use_only_where_ray_is_started_here_and_there_is_no_gpu(monkeyp
     assert not host.is_useful(device="auto", ray_address=None)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     assert not host.is_useful(device="cpu", ray_address=None)
+
+
+def test_a_host_that_the_layout_does_not_use_is_closed(tmp_path, checkpoint, started):
+    config = ScoreConfig(source=(str(tmp_path),), model=checkpoint.location, output=str(tmp_path / "out"))
+    job = ScoreJob(config)
+    pool = Pool(min_size=1, max_size=1, num_cpus=0.4)
+    fits = Layout(decode=pool, predict=pool, rows_per_block=1, threads_per_predictor=len(os.sched_getaffinity(0)))
+    job._host = started
+    assert job._host_address(fits) == started.address
+    assert job._host_address(dataclasses.replace(fits, threads_per_predictor=99)) is None
+    assert not psutil.pid_exists(started.pid)
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) >= 2 * CPUS_PER_PREDICTOR, reason="such a machine has no host")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -166,6 +167,11 @@ class ScoreConfig:
 def _require(holds: bool, flag: str, got: object, allowed: str) -> None:
     if not holds:
         raise UsageError(f"{flag}: got {got!r}, allowed is {allowed}")
+
+
+def ray_cluster(asked: str | None) -> str | None:
+    """The Ray cluster to use: what was asked for, else ``$RAY_ADDRESS``. None: none is running."""
+    return asked or os.environ.get("RAY_ADDRESS") or None
 
 
 def parse_views(text: str) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import ray
 
+from vidray.config import ray_cluster
 from vidray.errors import RunError, UsageError
 from vidray.process import ENVIRONMENT
 
@@ -36,7 +37,7 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _connect(address or os.environ.get("RAY_ADDRESS") or "local", asked_for=address)
+    _connect(ray_cluster(address) or "local", asked_for=address)
     try:
         yield
     finally:

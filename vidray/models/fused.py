@@ -1,7 +1,9 @@
-"""The same functions in fewer passes over memory, for networks of Transformers that only score.
+"""The same functions in fewer passes over memory, for networks that only score.
 
-VideoPrism caps its attention by a tanh and computes its GELU from an erf, each step a tensor of 50 MB that is written
-and read: with these two it takes 0.90 of the time on a CPU.
+- Batch norms become part of the convolution before them. (Their statistics no longer change, so both are one affine
+  map.) Activations overwrite what comes out of it.
+- VideoPrism caps its attention by a tanh and computes its GELU from an erf, each step a tensor of 50 MB that is written
+  and read: with these two in one pass it takes 0.90 of the time on a CPU.
 """
 
 from __future__ import annotations
@@ -9,28 +11,51 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 _ATTENTION = "vidray_softcapped"
 
 
 def fuse(model: Any) -> None:
-    """Change a network of Transformers (a ``PreTrainedModel``) in place. It gives the same logits but for rounding,
-    and can be trained no more."""
+    """Change a classifier (a ``PreTrainedModel`` in eval mode) in place. It gives the same logits but for rounding, and
+    can be trained no more.
+    """
     from transformers import AttentionInterface
     from transformers.activations import GELUActivation
 
-    for module in model.modules():
+    for module in list(model.modules()):
+        _fold_batch_norms(module)
         if isinstance(module, GELUActivation):
             module.act = F.gelu  # instead of x · (1 + erf(x / √2)) / 2, one operation at a time
+        elif isinstance(module, nn.SiLU | nn.Hardswish | nn.ReLU):
+            module.inplace = True
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         AttentionInterface.register(_ATTENTION, softcapped_attention)
         model.set_attn_implementation(_ATTENTION)
 
 
+def _fold_batch_norms(module: nn.Module) -> None:
+    """Make ``norm`` part of ``conv``, ``norm_a`` of ``conv_a`` and so on, where a module has both."""
+    for name, conv in list(module.named_children()):
+        norm_name = name.replace("conv", "norm")
+        norm = getattr(module, norm_name, None)
+        # X3D has a batch norm and a squeeze-excitation under one name.
+        first = norm[0] if isinstance(norm, nn.Sequential) and len(norm) else norm
+        if not (isinstance(conv, nn.Conv3d) and isinstance(first, nn.BatchNorm3d)):
+            continue
+        dtype = conv.weight.dtype
+        fused = fuse_conv_bn_eval(conv.float(), first.float()).to(dtype)
+        setattr(module, name, fused)
+        if isinstance(norm, nn.Sequential):
+            norm[0] = nn.Identity()
+        else:
+            setattr(module, norm_name, nn.Identity())
+
+
 def softcapped_attention(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vidray.config import ray_cluster
 from vidray.errors import UsageError
 from vidray.process import ENVIRONMENT
 
@@ -98,8 +99,7 @@ def is_useful(*, device: str, ray_address: str | None) -> bool:
     ray = sys.modules.get("ray")
     is_connected = ray is not None and ray.is_initialized()
     on_cpu = device == "cpu" or (device == "auto" and not any(map(os.path.exists, _GPUS)))
-    address = ray_address or os.environ.get("RAY_ADDRESS") or "local"
-    return on_cpu and address == "local" and not is_connected
+    return on_cpu and ray_cluster(ray_address) in (None, "local") and not is_connected
 
 
 class HostedPredictor:

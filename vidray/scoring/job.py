@@ -33,7 +33,7 @@ from vidray.storage import Store
 from vidray.types import Status, ViewConfig
 
 if TYPE_CHECKING:
-    from vidray.scoring.pipeline import Stage
+    from vidray.scoring.pipeline import Layout, Stage
 
 MAX_ROUNDS = 5
 """How often rows that Ray lost are asked for again before the run gives up."""
@@ -240,8 +240,8 @@ class ScoreJob:
 
         cluster = pipeline.read_cluster()
         layout = pipeline.make_layout(self.config, self.view, cluster, num_rows=rows.num_rows)
-        threads, is_alone = layout.threads_per_predictor, layout.predict.max_size == 1
-        address = self._host.address if self._host and is_alone and threads == _num_cpus() else None
+        threads = layout.threads_per_predictor
+        address = self._host_address(layout)
         decode, predict = self._make_stages(self.config, self.checkpoint, self.view, threads, address)
         stream = pipeline.stream(
             rows, decode=decode, predict=predict, layout=layout, stall_timeout=self.config.stall_seconds
@@ -260,6 +260,16 @@ class ScoreJob:
         if self._host is None and is_alone and host.is_useful(device=config.device, ray_address=config.ray_address):
             settings = predictor_settings(config, self.checkpoint, self.view, _num_cpus())
             self._host = connection.enter_context(contextlib.closing(Host(**settings)))
+
+    def _host_address(self, layout: Layout) -> str | None:
+        """Of the host, if its predictor is the one that the layout asks for; else it is closed."""
+        if self._host is None:
+            return None
+        if layout.predict.max_size == 1 and layout.threads_per_predictor == _num_cpus():
+            return self._host.address
+        self._host.close()  # Ray counts CPUs by the container's quota, and may have found fewer
+        self._host = None
+        return None
 
     def _finish(self, plan: Plan, clock: Clock) -> dict[str, Any]:
         """Count what is there, and only then say so; ``_SUCCESS`` comes last."""

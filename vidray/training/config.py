@@ -216,7 +216,8 @@ class TrainConfig:
     decoders: int | None = None
     """Videos decoded at once per worker. Default: from the CPUs."""
     ray_address: str | None = None
-    """Ray cluster to use. Default: $RAY_ADDRESS (set by `ray job submit`), else Ray is started on this machine."""
+    """Ray cluster to use. Default: $RAY_ADDRESS (set by `ray job submit`), else this machine, where Ray is started if
+    there are several workers."""
     max_failure_rate: float = 0.05
     """Stop with exit code 3 when more than this share of the videos turn out bad."""
     config: str | None = None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vidray.checkpoint import VIDRAY_FILE
+from vidray.config import ray_cluster
 from vidray.errors import UsageError
 from vidray.lease import Lease
 from vidray.process import ENVIRONMENT
@@ -81,7 +82,7 @@ def _placed(config: TrainConfig) -> TrainConfig:
 
 def _in_process(config: TrainConfig) -> bool:
     """One worker and no cluster: a laptop."""
-    return config.workers == 1 and not (config.ray_address or os.environ.get("RAY_ADDRESS"))
+    return config.workers == 1 and ray_cluster(config.ray_address) is None
 
 
 def _published(store: Store) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class SameConv3d(nn.Conv3d):
         if (top, left) != (bottom, right):
             x = F.pad(x, (left, right, top, bottom))
             top = left = 0
-        return F.conv3d(x, self.weight, None, self.stride, (frames // 2, top, left), 1, self.groups)
+        return F.conv3d(x, self.weight, self.bias, self.stride, (frames // 2, top, left), 1, self.groups)
 
 
 class TemporalConv3d(nn.Conv3d):
