@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed lint
 	-sh scripts/azurite.sh install # tests of Azure skip without
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile # half of many tests is waiting for processes
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

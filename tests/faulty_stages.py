@@ -56,8 +56,9 @@ class FaultyDecode(DecodeStage):
             return super().__call__(block).filter(pa.array(block[ROW].to_numpy() != 5))
         dying = self._victim in ("decode", "child") and dies_now(self._state, block)
         if dying and self._victim == "child":
-            self._sandbox._ready_child()
-            os.kill(self._sandbox.pid, signal.SIGKILL)
+            with self._decoding:  # another block may be in here
+                self._sandbox._ready_child()
+                os.kill(self._sandbox.pid, signal.SIGKILL)
         result = super().__call__(block)
         if dying and self._victim == "decode":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -12,6 +12,7 @@ from vidray.errors import RunError, UsageError
 
 
 def test_an_address_where_nothing_listens_is_refused_at_once_and_named(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have left this process connected
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody else can answer there
         address = f"127.0.0.1:{taken.getsockname()[1]}"

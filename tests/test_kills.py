@@ -152,7 +152,7 @@ def test_an_object_overwritten_between_plan_and_fetch_is_a_changed_row_and_score
 
 
 def test_ctrl_c_leaves_nothing_broken_and_the_next_run_resumes(tmp_path, model):
-    uris = runs.make_bucket(tmp_path / "videos", num_videos=96)
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=300)
     output = tmp_path / "out"
     arguments = runs.command(source=tmp_path / "videos", model=model, output=output, flags=SMALL_PARTS)
     process = runs.start(arguments)

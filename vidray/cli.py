@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -66,12 +68,30 @@ def _guarded(command: Callable[[], int]) -> int:
     except (UsageError, TooManyFailuresError, RunError) as error:
         print(f"vidray: {error}", file=sys.stderr)
         return {UsageError: 2, TooManyFailuresError: 3}.get(type(error), 1)
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_interrupt(error):
+            print("vidray: interrupted; nothing is broken, the same command goes on from here", file=sys.stderr)
+            return 130
+        if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
+            raise
         sys.stdout = sys.stderr = None
         return 1
-    except KeyboardInterrupt:
-        print("vidray: interrupted; nothing is broken, the same command goes on from here", file=sys.stderr)
-        return 130
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Ctrl-C, or what went wrong while its end was made: Ray's connections may break then."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
+def _reader_is_gone() -> bool:
+    """True if nobody reads our output any more, as with `| head`."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is no file
+            poll.register(stream.fileno(), 0)  # errors are always told
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _raise_exit(signum: int, frame: object) -> None:
