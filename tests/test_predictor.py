@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import make_family, make_videomae
+from checkpoints import VARIANTS, make_family, make_videomae
 
 from vidray.checkpoint import Checkpoint, load_model, read_checkpoint
 from vidray.errors import UsageError
@@ -224,6 +224,14 @@ def test_lost_device_is_raised_and_blamed_on_no_video(
     break_model(monkeypatch, predictor, lose)
     with pytest.raises(torch.AcceleratorError):
         predictor.predict(videos)
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_every_variant_scores_in_bf16(variant: str, tmp_path: Path) -> None:
+    model_type, changes = VARIANTS[variant]
+    checkpoint = read_checkpoint(str(make_family(tmp_path, model_type, labels=("left", "right"), **changes)))
+    (scores,) = Predictor(checkpoint, precision="bf16").predict([make_video(checkpoint.view, num_views=2)])
+    assert scores.error is None
 
 
 def test_bf16_scores_are_near_those_of_fp32(checkpoint: Checkpoint, videos: list[np.ndarray]) -> None:

@@ -34,7 +34,22 @@ def build_network(config: PyTorchVideoConfig) -> tuple[nn.Module, int]:
     if head.dropout is not None:
         head.dropout.p = float(config.dropout_rate)
     _set_pools(network, config)
+    _pool_in_float32(network)
     return network.to(device), num_features
+
+
+class AvgPool3d(nn.AvgPool3d):
+    """The mean, computed in float32: on CPUs PyTorch has none in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+def _pool_in_float32(network: nn.Module) -> None:
+    for parent in list(network.modules()):
+        for name, pool in list(parent.named_children()):
+            if isinstance(pool, nn.AvgPool3d):
+                setattr(parent, name, AvgPool3d(pool.kernel_size, pool.stride, pool.padding))
 
 
 def find_head(network: nn.Module) -> Any:
