@@ -9,6 +9,7 @@ import pytest
 
 from tests import runs
 from vidray import cli
+from vidray.errors import RunError, TooManyFailuresError, UsageError
 
 
 def ends_with(*errors: BaseException):
@@ -24,10 +25,16 @@ def ends_with(*errors: BaseException):
     return command
 
 
-@pytest.mark.parametrize("after", [(), (BrokenPipeError(),), (OSError("no raylet"), RuntimeError("nor this"))])
+@pytest.mark.parametrize("after", [(), (BrokenPipeError(),), (OSError("no raylet"), RunError("nor this"))])
 def test_ctrl_c_is_130_whatever_breaks_on_the_way_out(after, capsys):
     assert cli._guarded(ends_with(KeyboardInterrupt(), *after)) == 130
     assert "nothing is broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(RunError("x"), 1), (UsageError("x"), 2), (TooManyFailuresError("x"), 3)])
+def test_what_a_user_can_cause_has_a_message_and_a_code(error, code, capsys):
+    assert cli._guarded(ends_with(error)) == code
+    assert capsys.readouterr().err == "vidray: x\n"
 
 
 def test_a_broken_pipe_that_is_not_our_output_is_not_passed_over_in_silence():

@@ -65,13 +65,13 @@ def _guarded(command: Callable[[], int]) -> int:
     signal.signal(signal.SIGTERM, _raise_exit)
     try:
         return command()
-    except (UsageError, TooManyFailuresError, RunError) as error:
-        print(f"vidray: {error}", file=sys.stderr)
-        return {UsageError: 2, TooManyFailuresError: 3}.get(type(error), 1)
     except (Exception, KeyboardInterrupt) as error:
         if _is_interrupt(error):
             print("vidray: interrupted; nothing is broken, the same command goes on from here", file=sys.stderr)
             return 130
+        if isinstance(error, UsageError | TooManyFailuresError | RunError):
+            print(f"vidray: {error}", file=sys.stderr)
+            return {UsageError: 2, TooManyFailuresError: 3}.get(type(error), 1)
         if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
             raise
         sys.stdout = sys.stderr = None
