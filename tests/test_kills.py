@@ -151,14 +151,15 @@ def test_an_object_overwritten_between_plan_and_fetch_is_a_changed_row_and_score
     assert len(runs.read_rows(tmp_path / "out")) == 7
 
 
-def test_ctrl_c_leaves_nothing_broken_and_the_next_run_resumes(tmp_path, model):
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing_broken_and_the_next_one_resumes(tmp_path, model, signum, code):
     uris = runs.make_bucket(tmp_path / "videos", num_videos=300)
     output = tmp_path / "out"
     arguments = runs.command(source=tmp_path / "videos", model=model, output=output, flags=SMALL_PARTS)
     process = runs.start(arguments)
     runs.wait_until(lambda: len(runs.parts(output)) >= 2 or process.poll() is not None, what="two parts")
-    process.send_signal(signal.SIGINT)
-    text = runs.finish(process, code=130)
+    process.send_signal(signum)
+    text = runs.finish(process, code=code)
     assert "Traceback" not in text
     assert "interrupted" in text
     assert "resuming run" in runs.run(arguments)

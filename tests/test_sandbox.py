@@ -137,6 +137,18 @@ def test_what_the_decoder_finds_is_passed_on_and_costs_no_child(sandbox: Sandbox
     assert sandbox.pid == pid
 
 
+@pytest.mark.parametrize("span", ["stride", "stream"])
+def test_the_memory_of_a_large_video_is_given_back_as_soon_as_it_is_done(span: str) -> None:
+    view = VIEW if span == "stride" else dataclasses.replace(VIEW, span="stream", num_clips=1)
+    data = GOOD + bytes(65 * 1024**2)
+    with Sandbox(view=view, limits=LIMITS) as sandbox:
+        if span == "stream":
+            assert list(sandbox.stream(data))
+        else:
+            sandbox.decode(data)
+        assert os.fstat(sandbox._child._input_fd).st_size == 0
+
+
 def test_too_large_an_object_never_reaches_a_child() -> None:
     with Sandbox(view=VIEW, limits=dataclasses.replace(LIMITS, max_object_bytes=len(GOOD) - 1)) as sandbox:
         assert failure(sandbox, GOOD).status is Status.TOO_LARGE

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
+
+from tests.runs import wait_until
+from vidray.errors import VideoError
+from vidray.scoring import stages
+from vidray.scoring.output import ROW
 from vidray.scoring.stages import BusyClock
+from vidray.types import Limits, Status, ViewConfig
 
 
 def test_calls_side_by_side_are_busy_once():
@@ -36,3 +44,46 @@ def test_time_in_which_nobody_is_inside_is_not_busy():
     with clock:
         pass
     assert clock.take() < 0.1
+
+
+def plan(num_rows: int) -> pa.Table:
+    """Plan rows of objects that are not there."""
+    rows = [
+        {"row": i, "uri": f"/none/{i}", "path": f"/none/{i}", "size_bytes": 1, "etag": "", "attempts": 1}
+        for i in range(num_rows)
+    ]
+    return pa.Table.from_pylist(rows).rename_columns([ROW, "uri", "path", "size_bytes", "etag", "attempts"])
+
+
+def test_a_block_that_waits_for_the_decoder_holds_half_a_window_of_objects(monkeypatch):
+    asked: list[str] = []
+
+    def fetch(ref, *, limits):
+        asked.append(ref.uri)
+        raise VideoError(Status.NOT_FOUND, "not there")
+
+    monkeypatch.setattr(stages, "fetch", fetch)
+    stage = stages.DecodeStage(view=ViewConfig(num_frames=4, size=32, num_clips=1), limits=Limits(), fetch_threads=8)
+    with ThreadPoolExecutor(1) as caller:
+        with stage._decoding:
+            call = caller.submit(stage, plan(20))
+            wait_until(lambda: len(asked) == 4, what="four objects")
+            stage._fetchers.submit(int).result()  # what was asked for before has begun
+            assert len(asked) == 4
+        assert call.result(60)["status"].to_pylist() == ["not_found"] * 20
+    assert len(asked) == 20
+    stage._sandbox.close()
+
+
+def test_a_block_of_failures_does_not_take_the_time_of_the_one_beside_it():
+    class Slow:
+        def predict(self, views):
+            return []
+
+    stage = stages.PredictStage.__new__(stages.PredictStage)
+    stage._busy, stage._predictor, stage._name = BusyClock(), Slow(), "here"
+    failed = pa.Table.from_pylist([{"status": "corrupt"}], stages.DECODED_SCHEMA)
+    with stage._busy:
+        time.sleep(0.1)  # what is measured
+        stage(failed)
+    assert stage._busy.take() >= 0.1

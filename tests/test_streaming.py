@@ -298,6 +298,24 @@ def test_a_budget_lets_in_what_fits_and_what_is_too_large_alone():
     assert order == ["small", "large"]
 
 
+def test_a_budget_serves_who_came_first_so_that_a_large_video_is_not_overtaken_for_ever():
+    budget, order = ByteBudget(10), []
+    threads = []
+
+    def hold(name: str, num_bytes: int) -> None:
+        with budget.held(num_bytes):
+            order.append(name)
+
+    with budget.held(1):
+        for place, (name, num_bytes) in enumerate([("large", 50), ("small", 1)], start=1):
+            threads.append(threading.Thread(target=hold, args=(name, num_bytes)))
+            threads[-1].start()
+            runs.wait_until(lambda place=place: len(budget._queue) == place, what="a place in the queue")
+    for thread in threads:
+        thread.join(10)
+    assert order == ["large", "small"]
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 MEMORY = """

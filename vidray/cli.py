@@ -62,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[], int]) -> int:
     """Turn what a user can cause into a message and an exit code. A bug of ours keeps its traceback."""
-    signal.signal(signal.SIGTERM, _raise_exit)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         return command()
-    except (Exception, KeyboardInterrupt) as error:
-        if _is_interrupt(error):
+    except BaseException as error:
+        if code := _asked_to_end(error):
             print("vidray: interrupted; nothing is broken, the same command goes on from here", file=sys.stderr)
-            return 130
+            return code
         if isinstance(error, UsageError | TooManyFailuresError | RunError):
             print(f"vidray: {error}", file=sys.stderr)
             return {UsageError: 2, TooManyFailuresError: 3}.get(type(error), 1)
@@ -78,11 +78,17 @@ def _guarded(command: Callable[[], int]) -> int:
         return 1
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Ctrl-C, or what went wrong while its end was made: Ray's connections may break then."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+class _Terminated(BaseException):
+    """SIGTERM."""
+
+
+def _asked_to_end(error: BaseException | None) -> int | None:
+    """The exit code of Ctrl-C or SIGTERM, also where something broke on the way out, as Ray's connections may."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt | _Terminated):
+            return 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
         error = error.__context__
-    return error is not None
+    return None
 
 
 def _reader_is_gone() -> bool:
@@ -94,8 +100,8 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _raise_exit(signum: int, frame: object) -> None:
-    raise SystemExit(128 + signum)
+def _terminate(signum: int, frame: object) -> None:
+    raise _Terminated
 
 
 def score(arguments: list[str]) -> int:

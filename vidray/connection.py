@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -50,7 +52,7 @@ def _connect(address: str, *, asked_for: str | None) -> None:
     dashboard = False if address == "local" else None
     try:
         _knock(address)
-        with _stderr_closed():
+        with _stderr_closed(), signals_kept():
             ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except OSError as error:
         name = f"--ray-address {asked_for}" if asked_for else f"RAY_ADDRESS={address}"
@@ -62,6 +64,22 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM when it starts, and Ray Train SIGINT when it trains, and both keep them: after that they would
+    not end a command as they should.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -166,7 +166,9 @@ class Sandbox:
             is_idle = error.status not in _ENDINGS
             raise
         finally:
-            if not is_idle:
+            if is_idle:
+                child.forget_input()
+            else:
                 self.close()
 
     def close(self) -> None:
@@ -261,7 +263,10 @@ class _Child:
         num_bytes = self._write_input(memoryview(data).cast("B"))
         start = time.perf_counter()
         self._ask(num_bytes=num_bytes, part=part, seed=seed)
-        reply = self._receive_good()
+        try:
+            reply = self._receive_good()
+        finally:
+            self.forget_input()
         if reply.shape != self._view.views_shape:
             raise self._lied(f"views must be {self._view.views_shape}, got {reply.shape}")
         return dataclasses.replace(reply.info, decode_seconds=time.perf_counter() - start)
@@ -315,12 +320,15 @@ class _Child:
 
     def _write_input(self, data: memoryview) -> int:
         self.num_videos += 1
-        if os.fstat(self._input_fd).st_size > _KEPT_INPUT_BYTES:
-            os.ftruncate(self._input_fd, 0)
         position = 0
         while position < len(data):
             position += os.pwrite(self._input_fd, data[position:], position)
         return position
+
+    def forget_input(self) -> None:
+        """Give back the memory of a large video, which the child needs no more."""
+        if os.fstat(self._input_fd).st_size > _KEPT_INPUT_BYTES:
+            os.ftruncate(self._input_fd, 0)
 
     def _receive(self, *, timeout_seconds: float, doing: str) -> Reply:
         """The reply to the request under way. Raises VideoError with the way the child failed to give one."""

@@ -131,6 +131,7 @@ class HostedPredictor:
             try:
                 return self._line().predict(views)
             except (OSError, EOFError):
+                self._lines.__dict__.clear()  # and the memory with it
                 self._replace()
         assert self._own is not None
         return self._own.predict(views)

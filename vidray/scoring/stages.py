@@ -6,6 +6,7 @@ Ray Data keeps one of each in every actor, but nothing here knows of Ray.
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import socket
 import threading
@@ -100,9 +101,9 @@ class DecodeStage:
         """Plan rows → DECODED_SCHEMA, in the same order. Never raises for a video."""
         refs = [_ref(values) for values in block.select(["uri", "path", "size_bytes", "etag"]).to_pylist()]
         fetched = self._fetch_ahead(refs)
-        # One allocation for all, of which the column is made without copying.
-        room = np.empty((block.num_rows, *self._view.views_shape), np.uint8)
         with self._decoding:
+            # One allocation for all, of which the column is made without copying.
+            room = np.empty((block.num_rows, *self._view.views_shape), np.uint8)
             rows = [self._decode(data, seconds, out) for (data, seconds), out in zip(fetched, room, strict=True)]
         plan_columns = [block[name] for name in (ROW, "uri", "etag", "attempts")]
         columns = dict(zip((ROW, "uri", "etag", "attempts"), plan_columns, strict=True))
@@ -111,19 +112,24 @@ class DecodeStage:
         return pa.table({name: columns[name] for name in DECODED_SCHEMA.names}, schema=DECODED_SCHEMA)
 
     def _fetch_ahead(self, refs: list[VideoRef]) -> Iterator[tuple[bytes | VideoError, float]]:
-        """Objects in order, with a window of them under way; the first are asked for at once, not when iterated."""
+        """Objects in order, with a window of them under way. Half of it is asked for at once and held while the block
+        before is decoded, the rest when iterated.
+        """
         waiting: deque[Future[tuple[bytes | VideoError, float]]] = deque()
         todo = iter(refs)
-        for ref in (ref for _, ref in zip(range(self._window), todo, strict=False)):
-            waiting.append(self._fetchers.submit(self._fetch, ref))
+
+        def ask(window: int) -> None:
+            for ref in itertools.islice(todo, window - len(waiting)):
+                waiting.append(self._fetchers.submit(self._fetch, ref))
 
         def drain() -> Iterator[tuple[bytes | VideoError, float]]:
+            ask(self._window)
             while waiting:
                 result = waiting.popleft().result()
-                if (ref := next(todo, None)) is not None:
-                    waiting.append(self._fetchers.submit(self._fetch, ref))
+                ask(self._window)
                 yield result
 
+        ask(-(-self._window // 2))
         return drain()
 
     def _fetch(self, ref: VideoRef) -> tuple[bytes | VideoError, float]:
@@ -241,9 +247,11 @@ class PredictStage:
         so that the next block is there when one ends.
         """
         started_at = time.time()
+        views = self._views(block)
         with self._busy:
-            scored = iter(self._predictor.predict(self._views(block)))
-        ended_at, seconds = time.time(), self._busy.take()
+            scored = iter(self._predictor.predict(views))
+        # A block of failures alone has no rows to say the time of the one beside it.
+        ended_at, seconds = time.time(), self._busy.take() if views else 0.0
         rows = [
             self._row(values, next(scored) if values["status"] == Status.OK.value else None)
             for values in block.drop_columns(["views"]).to_pylist()

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -182,20 +183,28 @@ class ByteBudget:
 
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes, self._num_held = num_bytes, 0
-        self._freed = threading.Condition()
+        self._queue: deque[object] = deque()
+        self._changed = threading.Condition()
 
     @contextlib.contextmanager
     def held(self, num_bytes: int) -> Iterator[None]:
-        """Waits until there is room."""
-        with self._freed:
-            self._freed.wait_for(lambda: not self._num_held or self._num_held + num_bytes <= self._num_bytes)
+        """Waits until there is room. First come, first served: small ones could keep a large one waiting for ever."""
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            self._changed.wait_for(lambda: self._queue[0] is ticket and self._has_room(num_bytes))
+            self._queue.popleft()
             self._num_held += num_bytes
+            self._changed.notify_all()
         try:
             yield
         finally:
-            with self._freed:
+            with self._changed:
                 self._num_held -= num_bytes
-                self._freed.notify_all()
+                self._changed.notify_all()
+
+    def _has_room(self, num_bytes: int) -> bool:
+        return not self._num_held or self._num_held + num_bytes <= self._num_bytes
 
 
 def _now() -> datetime.datetime:

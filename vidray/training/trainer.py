@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import signal
 import tempfile
 import threading
 import uuid
@@ -23,7 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from vidray.connection import connected, explain
+from vidray.connection import connected, explain, signals_kept
 from vidray.errors import RunError, TooManyFailuresError, UsageError
 from vidray.training.config import TrainConfig
 from vidray.training.pools import DecodeCpus, check_decode_cpus
@@ -142,7 +141,7 @@ def _fit(config: TrainConfig, *, on_gpu: bool, layout: DecodeCpus, desk: Any) ->
         )
         failure: Exception | None = None
         try:
-            with _signals_kept():
+            with signals_kept():
                 trainer.fit()
         except TrainingFailedError as error:
             failure = error
@@ -150,20 +149,6 @@ def _fit(config: TrainConfig, *, on_gpu: bool, layout: DecodeCpus, desk: Any) ->
         raise known
     if failure is not None:
         raise explain(failure, what="the workers failed too often, at last with: ") from failure
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray Train takes SIGINT and keeps it: after the training Ctrl-C would do nothing but print that it aborts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _train_loop(_: dict[str, Any], *, config: TrainConfig, layout: DecodeCpus, threads: int, desk: Any) -> None:
