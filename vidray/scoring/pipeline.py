@@ -175,7 +175,9 @@ def stream(
         bundles = make_graph(rows, decode=decode, predict=predict, layout=layout).iter_internal_ref_bundles()
         for bundle in bundles:
             for entry in bundle.blocks:
-                yield ray.get(entry.ref)
+                table = ray.get(entry.ref)
+                if table.num_rows:  # an empty one has no columns
+                    yield table
     except ray.exceptions.RayError as error:
         raise explain(error) from error
     finally:
