@@ -33,11 +33,11 @@ def test_softcapped_attention_is_that_of_transformers(softcap: float | None) -> 
 def test_a_network_that_only_scores_has_the_logits_of_one_that_trains(variant: str, tmp_path: Path) -> None:
     model_type, changes = VARIANTS[variant]
     folder = make_family(tmp_path / "new", model_type, labels=LABELS, **changes)
-    network, view = load_model(read_checkpoint(str(folder))), read_checkpoint(str(folder)).view
+    made = read_checkpoint(str(folder))
+    network, view = load_model(made), made.view
     shake(network)
-    folder = tmp_path / "shaken"
-    write_checkpoint(network, view, folder)
-    checkpoint = read_checkpoint(str(folder))
+    write_checkpoint(network, view, tmp_path / "shaken")
+    checkpoint = read_checkpoint(str(tmp_path / "shaken"))
     trains, scores = load_model(checkpoint), load_model(checkpoint, only_scores=True)
     pixels = torch.randn(2, view.num_frames, 3, view.size, view.size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

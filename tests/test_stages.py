@@ -12,6 +12,7 @@ from tests.runs import wait_until
 from vidray.errors import VideoError
 from vidray.scoring import stages
 from vidray.scoring.output import ROW
+from vidray.scoring.plan import PLAN_SCHEMA
 from vidray.scoring.stages import BusyClock
 from vidray.types import Limits, Status, ViewConfig
 
@@ -48,11 +49,8 @@ def test_time_in_which_nobody_is_inside_is_not_busy():
 
 def plan(num_rows: int) -> pa.Table:
     """Plan rows of objects that are not there."""
-    rows = [
-        {"row": i, "uri": f"/none/{i}", "path": f"/none/{i}", "size_bytes": 1, "etag": "", "attempts": 1}
-        for i in range(num_rows)
-    ]
-    return pa.Table.from_pylist(rows).rename_columns([ROW, "uri", "path", "size_bytes", "etag", "attempts"])
+    rows = [{ROW: number, "uri": f"/none/{number}", "size_bytes": 1, "attempts": 1} for number in range(num_rows)]
+    return pa.Table.from_pylist(rows, PLAN_SCHEMA)
 
 
 def test_a_block_that_waits_for_the_decoder_holds_half_a_window_of_objects(monkeypatch):

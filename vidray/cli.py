@@ -82,11 +82,17 @@ class _Terminated(BaseException):
     """SIGTERM."""
 
 
+def _terminate(signum: int, frame: object) -> None:
+    raise _Terminated
+
+
 def _asked_to_end(error: BaseException | None) -> int | None:
     """The exit code of Ctrl-C or SIGTERM, also where something broke on the way out, as Ray's connections may."""
     while error is not None:
-        if isinstance(error, KeyboardInterrupt | _Terminated):
-            return 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
+        if isinstance(error, KeyboardInterrupt):
+            return 128 + signal.SIGINT
+        if isinstance(error, _Terminated):
+            return 128 + signal.SIGTERM
         error = error.__context__
     return None
 
@@ -98,10 +104,6 @@ def _reader_is_gone() -> bool:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # it is no file
             poll.register(stream.fileno(), 0)  # errors are always told
     return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _terminate(signum: int, frame: object) -> None:
-    raise _Terminated
 
 
 def score(arguments: list[str]) -> int:

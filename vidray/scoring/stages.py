@@ -256,11 +256,10 @@ class PredictStage:
             self._row(values, next(scored) if values["status"] == Status.OK.value else None)
             for values in block.drop_columns(["views"]).to_pylist()
         ]
-        num_scored = sum(row["predictor"] is not None for row in rows)
         for row in rows:
             if row["predictor"] is not None:
                 row |= {"predict_started_at": started_at, "predict_ended_at": ended_at}
-                row["predict_seconds"] = seconds / num_scored
+                row["predict_seconds"] = seconds / len(views)
         return pa.Table.from_pylist(rows, PREDICTED_SCHEMA)
 
     def _views(self, block: pa.Table) -> list[np.ndarray]:
