@@ -73,10 +73,10 @@ class Rows:
         nulls = [None] * len(uris)
         sizes = [size for size, _ in versions]
         etags = [etag for _, etag in versions]
+        # Said, not inferred: what mypy joins these types to depends on its hash seed.
+        added: tuple[Sequence[Any], ...] = (uris, paths or nulls, sizes, etags, labels or nulls)
         with self._lock:
-            for column, values in zip(
-                self._columns, (uris, paths or nulls, sizes, etags, labels or nulls), strict=True
-            ):
+            for column, values in zip(self._columns, added, strict=True):
                 column.extend(values)
             self.num_rows += len(uris)
             if len(self._columns[0]) >= _ROWS_PER_BATCH:
