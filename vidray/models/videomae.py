@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from vidray.models.attention import attention
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
@@ -110,7 +112,7 @@ class _Layer(nn.Module):
             project(tokens_NLD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def sinusoids(num_positions: int, width: int) -> Tensor:
