@@ -77,6 +77,48 @@ def test_blocks_are_in_a_stage_side_by_side(local_ray, layout):
     assert any(met for table in tables for met in table["met"].to_pylist())
 
 
+class Clock:
+    """Time that passes when it is told to, or slept."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def slept(clock: Clock, *, gaps: list[float], num_rows: int) -> list[float]:
+    """What a pace sleeps between blocks of 10 rows that come after ``gaps`` seconds, however long it slept."""
+    pace, comes = pipeline._Pace(num_rows=num_rows), clock.now
+    for gap in gaps:
+        comes += gap
+        clock.now = max(clock.now, comes)
+        pace.take(10)
+        pace.rest()
+    return clock.slept
+
+
+@pytest.mark.parametrize(
+    ("gaps", "num_rows", "expected"),
+    [
+        ([1.0, 1.0, 1.0], 100, [0.7, 0.7, 0.7]),
+        ([30.0, 30.0], 100, [1.0, 1.0]),  # a live line may be so late
+        ([1.0, 0.1, 0.1, 5.0], 100, [0.7, 1.0]),  # faster than expected: those that wait are taken at once
+        ([1.0, 1.0, 1.0], 20, [0.7]),  # the end is near
+        ([0.01] * 5, 100, []),
+    ],
+)
+def test_between_blocks_the_driver_sleeps_but_never_long_nor_near_the_end(gaps, num_rows, expected, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(pipeline, "time", clock)
+    assert slept(clock, gaps=gaps, num_rows=num_rows) == pytest.approx(expected)
+
+
 def test_a_read_task_carries_its_own_rows_only():
     from ray import cloudpickle
 

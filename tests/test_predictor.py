@@ -14,7 +14,7 @@ from checkpoints import VARIANTS, make_family, make_videomae
 from vidray.checkpoint import Checkpoint, load_model, read_checkpoint
 from vidray.errors import UsageError
 from vidray.models.predict import aggregate, forward_views
-from vidray.scoring.predictor import Predictor, choose_precision, default_batch_size
+from vidray.scoring.predictor import Predictor, as_one, choose_precision, default_batch_size
 from vidray.types import ViewConfig
 
 
@@ -79,6 +79,33 @@ def test_results_do_not_share_memory_with_later_calls(checkpoint: Checkpoint, vi
     kept = first.copy()
     predictor.predict(videos[1:])
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_views_that_lie_together_are_scored_where_they_lie_as_views_elsewhere_are(
+    batch_size: int, checkpoint: Checkpoint, videos: list[np.ndarray]
+) -> None:
+    together = np.concatenate(videos)
+    ends = np.cumsum([len(video) for video in videos])
+    neighbours = [together[end - len(video) : end] for video, end in zip(videos, ends, strict=True)]
+    predictor = Predictor(checkpoint, device="cpu", num_threads=1, batch_size=batch_size)
+    apart, lying = predictor.predict([video.copy() for video in videos]), predictor.predict(neighbours)
+    for one, other in zip(apart, lying, strict=True):
+        np.testing.assert_array_equal(one.logits, other.logits)
+
+
+def test_neighbours_in_memory_are_one_array_without_copying_and_others_none() -> None:
+    block = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+    whole = as_one(list(block[1:]))
+    assert whole is not None
+    np.testing.assert_array_equal(whole, block[1:])
+    assert np.shares_memory(whole, block)
+    assert as_one([block[0], block[2]]) is None
+    assert as_one([block[1], block[0]]) is None
+    assert as_one([block[0], block[1].copy()]) is None
+    assert as_one([block[:, 0]]) is None, "not contiguous"
+    block.flags.writeable = False
+    assert as_one(list(block)) is None
 
 
 def test_top_k_is_as_long_as_asked_for(checkpoint: Checkpoint, videos: list[np.ndarray]) -> None:

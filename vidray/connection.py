@@ -31,17 +31,19 @@ _KNOCK_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[bool]:
     """Within a Ray cluster: the one at ``address`` or in ``$RAY_ADDRESS``, else one on this machine, ended afterwards.
+    Gives True if it was started here, for this process alone.
 
-    Does nothing if this process is connected already. Raises UsageError if no cluster answers.
+    Does nothing, and gives False, if this process is connected already. Raises UsageError if no cluster answers.
     """
     if ray.is_initialized():
-        yield
+        yield False
         return
-    _connect(ray_cluster(address) or "local", asked_for=address)
+    cluster = ray_cluster(address) or "local"
+    _connect(cluster, asked_for=address)
     try:
-        yield
+        yield cluster == "local"
     finally:
         ray.shutdown()
 

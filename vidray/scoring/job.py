@@ -235,9 +235,11 @@ class ScoreJob:
         self._begin_host(connection)
         # Ray Data takes most of a second to import, and Ray's processes leave a core idle while they start.
         threading.Thread(target=importlib.import_module, args=("vidray.scoring.pipeline",), daemon=True).start()
-        connection.enter_context(connected(self.config.ray_address))
-        from vidray.scoring import pipeline
+        is_own = connection.enter_context(connected(self.config.ray_address))
+        from vidray.scoring import pipeline, ray_helpers
 
+        if is_own:
+            connection.enter_context(ray_helpers.helpers_here())
         cluster = pipeline.read_cluster()
         layout = pipeline.make_layout(self.config, self.view, cluster, num_rows=rows.num_rows)
         threads = layout.threads_per_predictor

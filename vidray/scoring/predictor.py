@@ -84,13 +84,13 @@ class Predictor:
         if self.threads_per_batch is not None:
             torch.set_num_threads(self.threads_per_batch)
         self.precision = choose_precision(precision, self.device)
+        self._pads = compile
         self._room = self._make_room(batch_size or default_batch_size(self.view, self.device))
         self.top_k = top_k
         self._dtype = DTYPES[self.precision]
         check_view(self.view, config=checkpoint.config, family=self._family)
         model = load_network(checkpoint, dtype=self._dtype, device=self.device)
         self._model: Callable[..., Any] = torch.compile(model) if compile else model
-        self._pads = compile
 
     @property
     def batch_size(self) -> int:
@@ -100,7 +100,7 @@ class Predictor:
     def _make_room(self, batch_size: int) -> _Room:
         feeds: queue.SimpleQueue[_Feed] = queue.SimpleQueue()
         for _ in range(self._num_lanes):
-            feeds.put(_Feed(self.view, self.device, batch_size=batch_size))
+            feeds.put(_Feed(self.view, self.device, batch_size=batch_size, pads=self._pads))
         return _Room(batch_size, feeds)
 
     def predict(self, views: Sequence[np.ndarray]) -> list[Scores]:
@@ -161,10 +161,9 @@ class Predictor:
         """The logits of some batches, one after the other. Runs on a lane, of which there are as many as feeds."""
         logits, feed = [], feeds.get()
         try:
-            for staged in feed.stage(iter(batches)):
-                rows = staged.device if self._pads else staged.device[: staged.count]
+            for batch, rows in zip(batches, feed.stage(iter(batches)), strict=True):
                 result = forward_views(self._model, rows, family=self._family, view=self.view, dtype=self._dtype)
-                logits.append(result[: staged.count])
+                logits.append(result[: len(batch)])
         finally:
             feeds.put(feed)
         return logits
@@ -193,7 +192,6 @@ class _Slot:
         on_cuda = device.type == "cuda"
         self.host = torch.zeros(shape, dtype=torch.uint8, pin_memory=on_cuda)
         self.device = self.host.to(device)
-        self.count = 0
         self.copied = torch.cuda.Event() if on_cuda else None
         self.consumed = torch.cuda.Event() if on_cuda else None
 
@@ -208,23 +206,28 @@ class _Feed:
         compute      |   0   |   1   |   2
     """
 
-    def __init__(self, view: ViewConfig, device: torch.device, *, batch_size: int) -> None:
+    def __init__(self, view: ViewConfig, device: torch.device, *, batch_size: int, pads: bool) -> None:
         shape = (batch_size, *view.views_shape[1:])
         on_cuda = device.type == "cuda"
         self._device = device
+        self._pads = pads
         self._slots = [_Slot(shape, device) for _ in range(2 if on_cuda else 1)]
         self._stream = torch.cuda.Stream(device) if on_cuda else None
 
-    def stage(self, batches: Iterator[Sequence[np.ndarray]]) -> Iterator[_Slot]:
-        """Each batch in a slot, valid until the next is asked for; rows from ``count`` on are leftovers."""
+    def stage(self, batches: Iterator[Sequence[np.ndarray]]) -> Iterator[torch.Tensor]:
+        """Each batch on the device, (N, T, H, W, C) uint8, valid until the next is asked for. Where batches are padded,
+        rows beyond its own are leftovers.
+        """
         for index, batch in enumerate(batches):
+            if self._device.type == "cpu" and not self._pads and (whole := as_one(batch)) is not None:
+                yield torch.from_numpy(whole)
+                continue
             slot = self._slots[index % len(self._slots)]
             if slot.copied is not None:
                 slot.copied.synchronize()  # else the host's half is overwritten while it is still being read
             np.stack(batch, out=slot.host.numpy()[: len(batch)])
-            slot.count = len(batch)
             self._copy(slot)
-            yield slot
+            yield slot.device if self._pads else slot.device[: len(batch)]
             if slot.consumed is not None:
                 slot.consumed.record(torch.cuda.current_stream(self._device))
 
@@ -240,6 +243,18 @@ class _Feed:
             slot.device.copy_(slot.host, non_blocking=True)
             slot.copied.record(self._stream)
         torch.cuda.current_stream(self._device).wait_event(slot.copied)
+
+
+def as_one(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
+    """The stack of arrays of one shape that lie in memory one behind the other, without copying. None if they do not,
+    or may not be written to, which PyTorch has no notion of.
+    """
+    first = arrays[0]
+    starts = itertools.count(first.ctypes.data, first.nbytes)
+    for array, start in zip(arrays, starts, strict=False):
+        if array.ctypes.data != start or not array.flags.c_contiguous or not array.flags.writeable:
+            return None
+    return np.lib.stride_tricks.as_strided(first, (len(arrays), *first.shape), (first.nbytes, *first.strides))
 
 
 def load_network(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:

@@ -1,0 +1,101 @@
+"""A run on a Ray of its own is served without Ray Data's helper processes; on others' clusters nothing is touched."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from checkpoints import make_videomae
+
+from tests import runs
+from vidray.scoring import ray_helpers
+from vidray.scoring.ray_helpers import helpers_here
+
+HELPERS = {"AutoscalingCoordinator", "ActorLocationTracker", "datasets_stats_actor"}
+
+EXECUTE = """
+import contextlib, sys
+import numpy as np, pyarrow as pa, ray
+from tests.faulty_stages import Counts, Same
+from vidray.connection import connected
+with connected("local") as is_own:
+    assert is_own
+    with connected("local") as is_own:
+        assert not is_own, "it was there already"
+    from vidray.scoring import pipeline, ray_helpers
+    pool = pipeline.Pool(min_size=1, max_size=1, num_cpus=0.4)
+    layout = pipeline.Layout(decode=pool, predict=pool, rows_per_block=8, threads_per_predictor=1)
+    with ray_helpers.helpers_here() if sys.argv[1] == "here" else contextlib.nullcontext():
+        tables = list(pipeline.stream(
+            pa.table({"row": np.arange(100)}), decode=pipeline.Stage(cls=Counts, kwargs={}),
+            predict=pipeline.Stage(cls=Same, kwargs={}), layout=layout, stall_timeout=60,
+        ))
+    assert sorted(row for table in tables for row in table["row"].to_pylist()) == list(range(100))
+    print(*(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)))
+"""
+
+
+@pytest.mark.parametrize(("where", "actors"), [("here", set()), ("in actors", HELPERS)])
+def test_an_execution_has_its_helpers_in_the_driver_or_else_in_actors(where: str, actors: set[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EXECUTE, where],
+        cwd=runs.ROOT,
+        env=runs.clean_environment(PYTHONPATH=str(runs.ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert set(done.stdout.split()) == actors
+
+
+def test_a_job_alone_on_its_machine_starts_two_actors_and_no_helpers(tmp_path: Path) -> None:
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=8)
+    model, output = make_videomae(tmp_path / "model"), tmp_path / "out"
+    process = runs.start(runs.command(source=tmp_path / "videos", model=model, output=output))
+    names: set[str] = set()
+    while process.poll() is None:
+        names |= {name for child in psutil.Process(process.pid).children(recursive=True) if (name := title(child))}
+    runs.finish(process)
+    runs.assert_each_once(output, uris)
+    actors = {name for name in names if "Agent" not in name and "IDLE" not in name}
+    assert {name.partition(")")[0] for name in actors} == {
+        "ray::MapWorker(MapBatches(DecodeStage",
+        "ray::MapWorker(MapBatches(PredictStage",
+    }
+
+
+def title(process: psutil.Process) -> str | None:
+    """What a Ray worker calls itself; None for other processes, and those that are gone."""
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return None
+    return words[0] if words and words[0].startswith("ray::") else None
+
+
+def test_afterwards_ray_is_as_it_was(local_ray: None) -> None:
+    from ray.data._internal import stats
+
+    before = stats.get_or_create_stats_actor
+    with helpers_here():
+        assert stats.get_or_create_stats_actor is not before
+    assert stats.get_or_create_stats_actor is before
+
+
+def test_other_versions_of_ray_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.data._internal import stats
+
+    monkeypatch.setattr(ray_helpers, "TRIED_WITH", "2.59.")
+    before = stats.get_or_create_stats_actor
+    with helpers_here():
+        assert stats.get_or_create_stats_actor is before
+
+
+def test_the_version_that_the_tests_run_with_is_one_that_was_tried() -> None:
+    """Where this fails, Ray was raised: if the other tests here pass with it, raise ``TRIED_WITH`` too."""
+    assert ray.__version__.startswith(ray_helpers.TRIED_WITH)
