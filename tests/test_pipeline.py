@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from tests.faulty_stages import Breaks, Counts, Meets, Same
+from tests.runs import wait_until
 from vidray.config import ScoreConfig
 from vidray.errors import UsageError
 from vidray.scoring import pipeline
@@ -117,6 +119,26 @@ def test_between_blocks_the_driver_sleeps_but_never_long_nor_near_the_end(gaps, 
     clock = Clock()
     monkeypatch.setattr(pipeline, "time", clock)
     assert slept(clock, gaps=gaps, num_rows=num_rows) == pytest.approx(expected)
+
+
+def test_ctrl_c_while_the_driver_sleeps_ends_the_execution(local_ray, layout, monkeypatch):
+    def interrupted(pace):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline._Pace, "rest", interrupted)
+    stages = {"decode": Stage(cls=Counts, kwargs={}), "predict": Stage(cls=Same, kwargs={})}
+    rows = pa.table({"row": np.arange(200_000)})  # minutes of work, if it went on
+    tables = pipeline.stream(rows, **stages, layout=layout, stall_timeout=60)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        list(tables)
+    # With the traceback still there, which holds the frames: Ray aborts the process if it is shut down meanwhile.
+    wait_until(lambda: not any(executors()), timeout=30, what="the end of the execution")
+    assert kept.traceback
+
+
+def executors() -> list[str]:
+    """Threads of executions under way."""
+    return [thread.name for thread in threading.enumerate() if "StreamingExecutor" in thread.name]
 
 
 def test_a_read_task_carries_its_own_rows_only():
