@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,27 @@ class Meets:
                 self._barrier.wait()
                 self._met = True
         return block.append_column("met", pa.array([self._met] * block.num_rows))
+
+
+class Inflates:
+    """Makes rows of so many bytes, at once."""
+
+    def __init__(self, *, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        views = pa.array([bytes(self._num_bytes)] * block.num_rows, pa.large_binary())
+        made_at = pa.array([time.time()] * block.num_rows)
+        return block.append_column("views", views).append_column("made_at", made_at)
+
+
+class Dawdles:
+    """Takes a while for a block, and says when it began."""
+
+    def __init__(self, *, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        began_at = time.time()
+        time.sleep(self._seconds)
+        return block.drop_columns(["views"]).append_column("began_at", pa.array([began_at] * block.num_rows))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.faulty_stages import Breaks, Counts, Meets, Same
+from tests.faulty_stages import Breaks, Counts, Dawdles, Inflates, Meets, Same
 from tests.runs import wait_until
 from vidray.config import ScoreConfig
 from vidray.errors import UsageError
@@ -77,6 +78,22 @@ def test_blocks_are_in_a_stage_side_by_side(local_ray, layout):
         )
     )
     assert any(met for table in tables for met in table["met"].to_pylist())
+
+
+def test_decoders_wait_when_the_views_that_nobody_has_predicted_fill_their_share_of_the_store(local_ray, layout):
+    num_bytes, max_blocks = 16 * 1024**2, 16
+    tables = pipeline.stream(
+        pa.table({"row": np.arange(60)}),
+        decode=Stage(cls=Inflates, kwargs={"num_bytes": num_bytes}),
+        predict=Stage(cls=Dawdles, kwargs={"seconds": 0.1}),
+        layout=dataclasses.replace(layout, rows_per_block=1, max_store_bytes=max_blocks * num_bytes),
+        stall_timeout=60,
+    )
+    times = pa.concat_tables(tables)
+    made_at, began_at = times["made_at"].to_numpy(), times["began_at"].to_numpy()
+    num_ahead = [int((made_at < now).sum() - (began_at < now).sum()) for now in began_at]
+    assert len(num_ahead) == 60
+    assert max(num_ahead) <= max_blocks
 
 
 class Clock:
@@ -183,6 +200,19 @@ def test_pools_fit_the_cluster_and_grow_with_it(cluster, decoders, predictors, g
     assert layout.predict.num_gpus == (1 if gpu else 0)
     used = layout.decode.max_size * layout.decode.num_cpus + layout.predict.max_size * layout.predict.num_cpus
     assert used + pipeline.READ_CPUS <= cluster.max_cpus
+
+
+@pytest.mark.parametrize(
+    ("cluster", "num_blocks"), [(fixed(2), 5), (fixed(16), 22), (fixed(8, 1), math.inf)], ids=["2", "16", "GPU"]
+)
+def test_decoders_that_share_the_cores_with_the_network_do_not_run_far_ahead_of_it(cluster, num_blocks):
+    layout = pipeline.make_layout(config(), VIEW, cluster, num_rows=100_000)
+    assert layout.max_store_bytes == pytest.approx(num_blocks / 0.75 * layout.rows_per_block * VIEW.num_bytes)
+
+
+def test_small_blocks_may_be_many():
+    tiny = ViewConfig(num_frames=8, size=32, num_clips=1)
+    assert pipeline.make_layout(config(), tiny, fixed(2), num_rows=1000).max_store_bytes == 256 * 1024**2
 
 
 @pytest.mark.parametrize(

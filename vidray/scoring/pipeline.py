@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
+from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
 from vidray.config import CPUS_PER_PREDICTOR, ScoreConfig, parse_pool
@@ -38,6 +39,10 @@ DECODERS_PER_READ_TASK = 32
 """A read task gives some 3,000 rows a second. One more than needed runs ahead, and is a process to start; unlimited,
 Ray started as many as READ_CPUS allows, and the first rows of 40,000 came after 49 seconds instead of 13."""
 
+_DECODE_SHARE = 0.75
+"""Of what two operators may take of the store: Ray Data keeps half of it for both, and gives the rest to who asks."""
+_MIN_STORE_BYTES = 256 * 1024**2
+"""With less, Ray Data, which guesses the size of blocks at first, lets one task run at a time."""
 _TAIL_BLOCKS = 4
 """At the end of a run, where a row that comes late makes the whole run late, nothing sleeps."""
 _MIN_WAIT_SECONDS, _MAX_SLEEP_SECONDS, _SLEPT_SHARE = 0.02, 1.0, 0.7
@@ -81,6 +86,8 @@ class Layout:
     predict: Pool
     rows_per_block: int
     threads_per_predictor: int | None
+    max_store_bytes: float = math.inf
+    """How much of Ray's store the views may take; decoders wait when it is full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +125,23 @@ def make_layout(config: ScoreConfig, view: ViewConfig, cluster: Cluster, *, num_
     _check_fits(decode, predict, cluster)
     num_bytes = view.num_bytes
     rows = max(1, min(MAX_ROWS_PER_BLOCK, BLOCK_BYTES // num_bytes, num_rows // (6 * decode.max_size)))
-    return Layout(decode=decode, predict=predict, rows_per_block=rows, threads_per_predictor=threads)
+    return Layout(
+        decode=decode,
+        predict=predict,
+        rows_per_block=rows,
+        threads_per_predictor=threads,
+        max_store_bytes=math.inf if on_gpu else _store_bytes(decode, predict, block_bytes=rows * num_bytes),
+    )
+
+
+def _store_bytes(decode: Pool, predict: Pool, *, block_bytes: int) -> float:
+    """Enough for two blocks in each actor, and one that waits for each predictor.
+
+    On CPUs decoders share the cores with the network: to run ahead gains nothing, and Ray would let them fill half of
+    its store, which is memory that the machine has to find and to clear. Before a GPU it is a buffer.
+    """
+    num_blocks = 2 * decode.max_size + 3 * predict.max_size
+    return max(_MIN_STORE_BYTES, num_blocks * block_bytes / _DECODE_SHARE)
 
 
 def _predict_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Pool:
@@ -172,7 +195,7 @@ def stream(
 
     Close it before Ray is shut down.
     """
-    _configure(stall_timeout)
+    _configure(layout, stall_timeout)
     # Not iter_batches: its threads may outlive it, and Ray ends a process in which one of them lets go of an object
     # while Ray is being shut down.
     bundles = None
@@ -286,9 +309,12 @@ def _placement(layout: Layout, pool: Pool) -> dict[str, Any]:
     }
 
 
-def _configure(stall_timeout: float) -> None:
+def _configure(layout: Layout, stall_timeout: float) -> None:
     context = DataContext.get_current()
     context.target_max_block_size = None
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=layout.max_store_bytes
+    )
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = stall_timeout
     # Ray's lines would break the live line; the plan stays in its log file, and failures are raised.
