@@ -236,13 +236,13 @@ def test_half_precision_is_refused_without_a_gpu_before_anything_starts():
 @pytest.mark.parametrize(
     ("view", "num_rows", "rows"),
     [
-        (VIEW, 100_000, 27),
-        (ViewConfig(num_frames=8, size=112, num_clips=1), 100_000, 32),
-        (ViewConfig(num_frames=16, size=224, num_clips=5, num_crops=3), 100_000, 1),
+        (VIEW, 100_000, 55),
+        (ViewConfig(num_frames=8, size=112, num_clips=1), 100_000, 64),
+        (ViewConfig(num_frames=16, size=224, num_clips=5, num_crops=3), 100_000, 3),
         (ViewConfig(num_frames=8, size=32, num_clips=1), 3, 1),
     ],
 )
-def test_a_block_is_about_64_megabytes_of_views_and_at_most_32_videos(view, num_rows, rows):
+def test_a_block_is_about_128_megabytes_of_views_and_at_most_64_videos(view, num_rows, rows):
     assert pipeline.make_layout(config(), view, fixed(2), num_rows=num_rows).rows_per_block == rows
 
 
