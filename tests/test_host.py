@@ -120,6 +120,21 @@ def test_a_host_ends_with_the_process_that_started_it_and_leaves_nothing(tmp_pat
     runs.wait_until(lambda: not Path(address).parent.exists(), what="the end of the folder")
 
 
+def test_a_host_is_as_urgent_as_the_actor_that_asks_it(started):
+    script = (
+        "import os, sys; from vidray.scoring.host import HostedPredictor; os.nice(5); "
+        "HostedPredictor(sys.argv[1], make_own=None)"
+    )
+    expected = os.getpriority(os.PRIO_PROCESS, 0) + 5
+    subprocess.run([sys.executable, "-c", script, started.address], check=True, timeout=60)
+    runs.wait_until(lambda: set(nices(started.pid)) == {expected}, what="all threads to be less urgent")
+
+
+def nices(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        yield os.getpriority(os.PRIO_PROCESS, int(task.name))
+
+
 def test_a_host_that_failed_for_another_reason_is_replaced_by_a_predictor_here(settings, own):
     with contextlib.closing(Host(**settings | {"batch_size": "many"})) as started:
         assert HostedPredictor(started.address, make_own=lambda: own)._own is own

@@ -154,6 +154,7 @@ class _Line:
     def __init__(self, address: str) -> None:
         self._connection: Connection = Client(address, family="AF_UNIX")
         self._answer()
+        self._connection.send(("nice", os.getpriority(os.PRIO_PROCESS, 0)))
         self._memory = mmap.mmap(-1, 1)
 
     def predict(self, views: Sequence[np.ndarray]) -> list[Scores]:
@@ -223,7 +224,12 @@ def _serve(connection: Connection, predictor: Any) -> None:
         memory = mmap.mmap(-1, 1)
         while True:
             what, value = connection.recv()
-            if what == "share":
+            if what == "nice":
+                # As urgent as the actor that asks, which Ray makes less urgent than the driver, and the decoders with
+                # it: more urgent than they are, the network would leave them no time and then have nothing to do.
+                with contextlib.suppress(PermissionError):
+                    os.setpriority(os.PRIO_PGRP, 0, value)  # all threads; PRIO_PROCESS is this one alone
+            elif what == "share":
                 fd = reduction.recv_handle(connection)
                 memory = mmap.mmap(fd, value)
                 os.close(fd)
