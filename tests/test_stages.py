@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pyarrow as pa
 
 from tests.runs import wait_until
@@ -13,8 +14,10 @@ from vidray.errors import VideoError
 from vidray.scoring import stages
 from vidray.scoring.output import ROW
 from vidray.scoring.plan import PLAN_SCHEMA
-from vidray.scoring.stages import BusyClock
+from vidray.scoring.stages import BusyClock, Rooms
 from vidray.types import Limits, Status, ViewConfig
+
+VIEW = ViewConfig(num_frames=2, size=8, num_clips=1)
 
 
 def test_calls_side_by_side_are_busy_once():
@@ -79,9 +82,50 @@ def test_a_block_of_failures_does_not_take_the_time_of_the_one_beside_it():
             return []
 
     stage = stages.PredictStage.__new__(stages.PredictStage)
-    stage._busy, stage._predictor, stage._name = BusyClock(), Slow(), "here"
+    stage._busy, stage._predictor, stage._name, stage._view = BusyClock(), Slow(), "here", VIEW
     failed = pa.Table.from_pylist([{"status": "corrupt"}], stages.DECODED_SCHEMA)
     with stage._busy:
         time.sleep(0.1)  # what is measured
         stage(failed)
     assert stage._busy.take() >= 0.1
+
+
+def make_block(is_ok: list[bool]) -> pa.Table:
+    """Row i has views of i everywhere."""
+    room = np.empty((len(is_ok), *VIEW.views_shape), np.uint8)
+    for number, views in enumerate(room):
+        views[:] = number
+    return pa.table({"views": stages._views_column(room, is_ok)})
+
+
+def test_views_are_those_of_the_rows_that_decoded_and_lie_in_the_block_itself():
+    block = make_block([True, False, True, True, False, True])
+    joined = pa.concat_tables([block.slice(1, 3), block.slice(4)])
+    found = stages.views_of(joined, VIEW)
+    assert [set(views.ravel().tolist()) for views in found] == [{2}, {3}, {5}]
+    assert {views.shape for views in found} == {VIEW.views_shape}
+    values = block["views"].chunk(0).buffers()[2]
+    assert all(0 <= views.ctypes.data - values.address < values.size for views in found)
+
+
+def test_a_block_of_failures_has_no_views():
+    assert stages.views_of(make_block([False, False]), VIEW) == []
+
+
+def test_memory_of_a_block_is_used_again_once_nothing_refers_to_it_and_not_before():
+    rooms = Rooms()
+    room = rooms.take((3, 4))
+    address = room.ctypes.data
+    column = stages._views_column(room, [True] * 3)
+    del room
+    other = rooms.take((3, 4))
+    assert other.ctypes.data != address, "the column still refers to it"
+    del column
+    assert rooms.take((2, 4)).ctypes.data == address
+
+
+def test_larger_blocks_get_larger_memory_and_the_smaller_one_is_forgotten():
+    rooms = Rooms()
+    for num_rows in (1, 2, 4, 8, 5):
+        rooms.take((num_rows, 4))[:] = 1
+    assert [memory.nbytes for memory in rooms._free] == [32]

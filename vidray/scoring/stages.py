@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import os
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 
 from vidray.errors import VideoError
-from vidray.process import keep_freed_memory
 from vidray.sandbox import Sandbox
 from vidray.scoring.host import HostedPredictor, Predicts
 from vidray.scoring.output import PREDICTION_SCHEMA, ROW, TOP_K_TYPE
@@ -86,7 +87,6 @@ class DecodeStage:
     def __init__(
         self, *, view: ViewConfig, limits: Limits, fetch_threads: int = 8, child_module: str = "vidray.sandbox_child"
     ) -> None:
-        keep_freed_memory()  # of the blocks, one of which is made after the other
         self._view = view
         self._limits = limits
         self._window = fetch_threads
@@ -95,6 +95,7 @@ class DecodeStage:
         self._sandbox.start()
         # Two blocks may be in this stage at once, so that one is fetched while the other is decoded.
         self._decoding = threading.Lock()
+        self._rooms = Rooms()
         self._name = worker_name()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -103,7 +104,7 @@ class DecodeStage:
         fetched = self._fetch_ahead(refs)
         with self._decoding:
             # One allocation for all, of which the column is made without copying.
-            room = np.empty((block.num_rows, *self._view.views_shape), np.uint8)
+            room = self._rooms.take((block.num_rows, *self._view.views_shape))
             rows = [self._decode(data, seconds, out) for (data, seconds), out in zip(fetched, room, strict=True)]
         plan_columns = [block[name] for name in (ROW, "uri", "etag", "attempts")]
         columns = dict(zip((ROW, "uri", "etag", "attempts"), plan_columns, strict=True))
@@ -183,6 +184,40 @@ def _views_column(room: np.ndarray, is_ok: list[bool]) -> pa.LargeBinaryArray:
     return pa.Array.from_buffers(pa.large_binary(), len(room), buffers)
 
 
+def views_of(block: pa.Table, view: ViewConfig) -> list[np.ndarray]:
+    """(V, T, H, W, C) uint8 arrays of the rows that decoded, over the block's own memory: nothing is copied."""
+    views: list[np.ndarray] = []
+    for chunk in block["views"].chunks:
+        # By hand: the buffers of PyArrow's scalars are copies.
+        _, offsets, values = chunk.buffers()
+        starts = np.frombuffer(offsets, np.int64)[chunk.offset :][: len(chunk)]
+        is_ok = chunk.is_valid().to_numpy(zero_copy_only=False)
+        views += [np.frombuffer(values, np.uint8, view.num_bytes, start) for start in starts[is_ok]]
+    return [flat.reshape(view.views_shape) for flat in views]
+
+
+class Rooms:
+    """Memory for blocks of views, used again when nothing refers any more to the block that lay there.
+
+    The kernel clears memory that a process asks for: a third of the CPU time of a decode actor, when each block had its
+    own. glibc would not keep it: something small is put where a block was, and the next one no longer fits.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """A uint8 array of this shape. What it says at first is left from an earlier use."""
+        num_bytes = math.prod(shape)
+        memory = self._free.pop() if self._free else np.empty(0, np.uint8)
+        if memory.nbytes < num_bytes:
+            memory = np.empty(num_bytes, np.uint8)
+        # Over a memoryview, so that views of the room refer to the room; views of an array refer to what is below it.
+        room = np.frombuffer(memory.data, np.uint8, num_bytes)
+        weakref.finalize(room, self._free.append, memory).atexit = False
+        return room.reshape(shape)
+
+
 class BusyClock:
     """Seconds in which at least one thread was inside, however many were: what a worker was busy."""
 
@@ -247,7 +282,7 @@ class PredictStage:
         so that the next block is there when one ends.
         """
         started_at = time.time()
-        views = self._views(block)
+        views = views_of(block, self._view)
         with self._busy:
             scored = iter(self._predictor.predict(views))
         # A block of failures alone has no rows to say the time of the one beside it.
@@ -261,11 +296,6 @@ class PredictStage:
                 row |= {"predict_started_at": started_at, "predict_ended_at": ended_at}
                 row["predict_seconds"] = seconds / len(views)
         return pa.Table.from_pylist(rows, PREDICTED_SCHEMA)
-
-    def _views(self, block: pa.Table) -> list[np.ndarray]:
-        """(V, T, H, W, C) uint8 arrays of the rows that decoded, over the block's own memory: nothing is copied."""
-        buffers = (scalar.as_buffer() for chunk in block["views"].chunks for scalar in chunk if scalar.is_valid)
-        return [np.frombuffer(buffer, np.uint8).reshape(self._view.views_shape) for buffer in buffers]
 
     def _row(self, values: dict[str, Any], scores: Scores | None) -> dict[str, Any]:
         row = values | {"scored_at": datetime.datetime.now(datetime.UTC), "predictor": None}
