@@ -138,6 +138,30 @@ def test_between_blocks_the_driver_sleeps_but_never_long_nor_near_the_end(gaps, 
     assert slept(clock, gaps=gaps, num_rows=num_rows) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("gap", "num_rows", "expected"), [(0.4, 100, [0.1]), (30.0, 100, [0.2]), (0.4, 10, []), (0.0, 100, [0.0])]
+)
+def test_planning_rests_for_a_part_of_what_a_block_takes_but_not_near_the_end(gap, num_rows, expected, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(pipeline, "time", clock)
+    pace = pipeline._Pace(num_rows=num_rows)
+    clock.now += gap
+    pace.take(10)
+    pace.rest_from_planning()
+    assert clock.slept == pytest.approx(expected)
+
+
+def test_ray_data_rests_after_each_step_of_its_planning(local_ray, layout, monkeypatch):
+    rests: list[str] = []
+    monkeypatch.setattr(
+        pipeline._Pace, "rest_from_planning", lambda pace: rests.append(threading.current_thread().name)
+    )
+    stages = {"decode": Stage(cls=Counts, kwargs={}), "predict": Stage(cls=Same, kwargs={})}
+    list(pipeline.stream(pa.table({"row": np.arange(40)}), **stages, layout=layout, stall_timeout=60))
+    assert rests
+    assert all(name.startswith("StreamingExecutor") for name in rests), "it is not the driver's loop that may wait"
+
+
 def test_ctrl_c_while_the_driver_sleeps_ends_the_execution(local_ray, layout, monkeypatch):
     def interrupted(pace):
         raise KeyboardInterrupt
@@ -198,6 +222,7 @@ def test_pools_fit_the_cluster_and_grow_with_it(cluster, decoders, predictors, g
     assert (layout.decode.min_size, layout.decode.max_size) == decoders
     assert (layout.predict.min_size, layout.predict.max_size) == predictors
     assert layout.predict.num_gpus == (1 if gpu else 0)
+    assert layout.predict.waiting_per_actor == (2 if gpu else 1)
     used = layout.decode.max_size * layout.decode.num_cpus + layout.predict.max_size * layout.predict.num_cpus
     assert used + pipeline.READ_CPUS <= cluster.max_cpus
 
