@@ -25,14 +25,14 @@ LAYERS = [
         *("scoring.streaming", "scoring.stream_predictor"),
         "training",
     },
-    {"connection", "scoring.pipeline", "scoring.ray_helpers", "training.trainer", "training.ray_pool"},
+    {"connection", "scoring.pipeline", "ray_helpers", "training.trainer", "training.ray_pool"},
     {"scoring.job", "training.job"},
     {"preview", "demo", "convert", "cli"},
 ]
 """Ground first, doors last. A module imports from its own layer and those before it."""
 
 ONLY_IN = {
-    "ray": {"connection", "scoring.pipeline", "scoring.ray_helpers", "training.trainer", "training.ray_pool"},
+    "ray": {"connection", "scoring.pipeline", "ray_helpers", "training.trainer", "training.ray_pool"},
     "av": {"decode", "demo"},  # the demo also makes videos
     "duckdb": {"scoring.history", "demo"},
 }

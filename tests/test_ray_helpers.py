@@ -1,4 +1,4 @@
-"""A run on a Ray of its own is served without Ray Data's helper processes; on others' clusters nothing is touched."""
+"""A Ray that was started for one run comes without processes that have nothing to do; others' Rays are left alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import ray
 from checkpoints import make_videomae
 
 from tests import runs
-from vidray.scoring import ray_helpers
-from vidray.scoring.ray_helpers import helpers_here
+from vidray import ray_helpers
+from vidray.ray_helpers import few_processes, helpers_here
 
+DAEMONS = {"monitor.py", "log_monitor.py", "dashboard.py"}
 HELPERS = {"AutoscalingCoordinator", "ActorLocationTracker", "datasets_stats_actor"}
 
 EXECUTE = """
@@ -26,7 +27,8 @@ with connected("local") as is_own:
     assert is_own
     with connected("local") as is_own:
         assert not is_own, "it was there already"
-    from vidray.scoring import pipeline, ray_helpers
+    from vidray import ray_helpers
+    from vidray.scoring import pipeline
     pool = pipeline.Pool(min_size=1, max_size=1, num_cpus=0.4)
     layout = pipeline.Layout(decode=pool, predict=pool, rows_per_block=8, threads_per_predictor=1)
     with ray_helpers.helpers_here() if sys.argv[1] == "here" else contextlib.nullcontext():
@@ -39,10 +41,10 @@ with connected("local") as is_own:
 """
 
 
-@pytest.mark.parametrize(("where", "actors"), [("here", set()), ("in actors", HELPERS)])
-def test_an_execution_has_its_helpers_in_the_driver_or_else_in_actors(where: str, actors: set[str]) -> None:
+def run_alone(program: str, argument: str) -> str:
+    """What a program prints that has a process, and a Ray, of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", EXECUTE, where],
+        [sys.executable, "-c", program, argument],
         cwd=runs.ROOT,
         env=runs.clean_environment(PYTHONPATH=str(runs.ROOT)),
         capture_output=True,
@@ -50,7 +52,30 @@ def test_an_execution_has_its_helpers_in_the_driver_or_else_in_actors(where: str
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert set(done.stdout.split()) == actors
+    return done.stdout
+
+
+@pytest.mark.parametrize(("where", "actors"), [("here", set()), ("in actors", HELPERS)])
+def test_an_execution_has_its_helpers_in_the_driver_or_else_in_actors(where: str, actors: set[str]) -> None:
+    assert set(run_alone(EXECUTE, where).split()) == actors
+
+
+START = """
+import sys
+import psutil
+from vidray import ray_helpers
+from vidray.connection import connected
+if sys.argv[1] == "other version":
+    ray_helpers.TRIED_WITH = "2.59."
+with connected("local"):
+    for process in psutil.Process().children(recursive=True):
+        print(*(word.rpartition("/")[2] for word in process.cmdline() if word.endswith(".py")))
+"""
+
+
+@pytest.mark.parametrize(("version", "daemons"), [("this version", set()), ("other version", DAEMONS)])
+def test_a_ray_of_its_own_starts_without_daemons_that_have_nothing_to_do(version: str, daemons: set[str]) -> None:
+    assert set(run_alone(START, version).split()) & DAEMONS == daemons
 
 
 def test_a_job_alone_on_its_machine_starts_two_actors_and_no_helpers(tmp_path: Path) -> None:
@@ -79,12 +104,18 @@ def title(process: psutil.Process) -> str | None:
 
 
 def test_afterwards_ray_is_as_it_was(local_ray: None) -> None:
+    from ray._private.node import Node
     from ray.data._internal import stats
 
     before = stats.get_or_create_stats_actor
     with helpers_here():
         assert stats.get_or_create_stats_actor is not before
     assert stats.get_or_create_stats_actor is before
+
+    before = Node.start_monitor
+    with few_processes():
+        assert Node.start_monitor is not before
+    assert Node.start_monitor is before
 
 
 def test_other_versions_of_ray_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import ray
 from vidray.config import ray_cluster
 from vidray.errors import RunError, UsageError
 from vidray.process import ENVIRONMENT
+from vidray.ray_helpers import few_processes
 
 _LOCAL_SETTINGS = {
     **ENVIRONMENT,
@@ -51,10 +52,11 @@ def connected(address: str | None) -> Iterator[bool]:
 def _connect(address: str, *, asked_for: str | None) -> None:
     for name, value in _LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
-    dashboard = False if address == "local" else None
+    is_own = address == "local"
+    dashboard = False if is_own else None
     try:
         _knock(address)
-        with _stderr_closed(), signals_kept():
+        with _stderr_closed(), signals_kept(), few_processes() if is_own else contextlib.nullcontext():
             ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except OSError as error:
         name = f"--ray-address {asked_for}" if asked_for else f"RAY_ADDRESS={address}"

@@ -229,17 +229,19 @@ class ScoreJob:
         )
 
     def _stream(self, rows: pa.Table, collector: Collector, clock: Clock, connection: contextlib.ExitStack) -> None:
-        from vidray.connection import connected  # ray: a second to import, not needed when there is nothing to do
+        # Ray: a second to import, not needed when there is nothing to do.
+        from vidray.connection import connected
+        from vidray.ray_helpers import helpers_here
 
         self.progress.stage("starting the workers")
         self._begin_host(connection)
         # Ray Data takes most of a second to import, and Ray's processes leave a core idle while they start.
         threading.Thread(target=importlib.import_module, args=("vidray.scoring.pipeline",), daemon=True).start()
         is_own = connection.enter_context(connected(self.config.ray_address))
-        from vidray.scoring import pipeline, ray_helpers
+        from vidray.scoring import pipeline
 
         if is_own:
-            connection.enter_context(ray_helpers.helpers_here())
+            connection.enter_context(helpers_here())
         cluster = pipeline.read_cluster()
         layout = pipeline.make_layout(self.config, self.view, cluster, num_rows=rows.num_rows)
         threads = layout.threads_per_predictor

@@ -1,12 +1,14 @@
-"""Ray Data's three helper actors, as objects of the driver instead of processes.
+"""Processes that a Ray which was started for one command, on this machine and without a dashboard, does without.
 
-Beside every execution Ray Data keeps an actor for the figures of its dashboard, one for where actors are, and one for
-what an autoscaler should bring. Where Ray was started for one command, on this machine and without a dashboard, they
-have nothing to tell; yet each is a process that imports Ray Data, stays with 200 MB and wakes a hundred times a second.
-On two cores they were a second of the start and 1 to 2 % of the work.
+Ray's own: an autoscaler, a monitor that sends the output of workers to a driver, and what is left of the dashboard.
+Each is a Python process that imports Ray while everything else starts, and then wakes for nothing.
+
+Ray Data's, beside every execution: an actor for the figures of the dashboard, one for where actors are, and one for
+what an autoscaler should bring. They become objects of the driver. As a process each of them imports Ray Data, stays
+with 200 MB, and wakes a hundred times a second.
 
 The functions that are replaced are private to Ray, so this happens only in versions with which it was tried; with
-others Ray has its actors as ever.
+others Ray has its processes as ever.
 """
 
 from __future__ import annotations
@@ -19,7 +21,19 @@ from typing import Any
 import ray
 
 TRIED_WITH = "2.60."
-"""The versions of Ray in which helpers stay here."""
+"""The versions of Ray in which this is done."""
+
+
+@contextlib.contextmanager
+def few_processes() -> Iterator[None]:
+    """Within, ``ray.init`` starts the control service of a Ray, and a raylet with its agents, but nothing else."""
+    from ray._private.node import Node
+
+    with contextlib.ExitStack() as undo:
+        if ray.__version__.startswith(TRIED_WITH):
+            for start in ("start_monitor", "start_log_monitor", "start_api_server"):
+                _replace(undo, Node, start, _nothing)
+        yield
 
 
 @contextlib.contextmanager
@@ -47,8 +61,12 @@ def _replace_all(undo: contextlib.ExitStack) -> None:
         (cached_ray_internals, "get_or_create_actor_location_tracker", places),
         (default_autoscaling_coordinator, "get_or_create_autoscaling_coordinator", resources),
     ):
-        undo.callback(setattr, module, function, getattr(module, function))
-        setattr(module, function, lambda handle=handle: handle)
+        _replace(undo, module, function, lambda handle=handle: handle)
+
+
+def _replace(undo: contextlib.ExitStack, where: Any, name: str, function: Callable[..., Any]) -> None:
+    undo.callback(setattr, where, name, getattr(where, name))
+    setattr(where, name, function)
 
 
 class _Handle:
