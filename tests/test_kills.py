@@ -153,7 +153,7 @@ def test_an_object_overwritten_between_plan_and_fetch_is_a_changed_row_and_score
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing_broken_and_the_next_one_resumes(tmp_path, model, signum, code):
-    uris = runs.make_bucket(tmp_path / "videos", num_videos=1500)
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=300)
     output = tmp_path / "out"
     arguments = runs.command(source=tmp_path / "videos", model=model, output=output, flags=SMALL_PARTS)
     process = runs.start(arguments)

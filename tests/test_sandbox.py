@@ -258,19 +258,15 @@ def test_killed_while_idle_blames_no_video(sandbox: Sandbox, good_views: np.ndar
 
 
 def test_interrupted_decode_leaves_no_reply_for_the_next(sandbox: Sandbox, good_views: np.ndarray) -> None:
-    sandbox.decode(GOOD)  # a child that starts slowly is not what hangs
-
     def interrupt() -> None:
         wait_until_hanging(sandbox)
         os.kill(os.getpid(), signal.SIGINT)
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(interrupt)
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                sandbox.decode(poisoned(GOOD, "hang"))
-        finally:
-            future.result()  # or why no interrupt was sent
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.decode(poisoned(GOOD, "hang"))
+        future.result()
     np.testing.assert_array_equal(sandbox.decode(GOOD)[0], good_views)
 
 
