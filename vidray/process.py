@@ -25,8 +25,8 @@ def use_one_arena() -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep up to 2 GiB of freed memory for what comes next, in one heap, instead of unmapping it.
 
-    The same activations, and the same blocks of frames, come and go all the time. Mapped anew, and zeroed by the
-    kernel, they cost an eighth of the CPU time of a small VideoMAE and more than half of R(2+1)D's.
+    The same activations come and go all the time. Mapped anew, and zeroed by the kernel, they cost an eighth of the CPU
+    time of a small VideoMAE and more than half of R(2+1)D's.
 
     Call it early: threads that have used another arena before stay with that. Source: mallopt(3).
     """
