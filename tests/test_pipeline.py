@@ -162,6 +162,26 @@ def test_ray_data_rests_after_each_step_of_its_planning(local_ray, layout, monke
     assert all(name.startswith("StreamingExecutor") for name in rests), "it is not the driver's loop that may wait"
 
 
+def test_actors_do_not_import_what_the_driver_alone_needs(local_ray, layout):
+    class Imported:  # by value: as a part of this file it would bring its imports
+        def __call__(self, block):
+            import sys
+
+            found = [name for name in ("vidray.scoring.pipeline", "tyro") if name in sys.modules]
+            return pa.table({"found": [found] * block.num_rows})
+
+    table = pa.concat_tables(
+        pipeline.stream(
+            pa.table({"row": np.arange(8)}),
+            decode=None,
+            predict=Stage(cls=Imported, kwargs={}),
+            layout=dataclasses.replace(layout, decode=None),
+            stall_timeout=60,
+        )
+    )
+    assert table["found"].to_pylist() == [[]] * 8
+
+
 def test_ctrl_c_while_the_driver_sleeps_ends_the_execution(local_ray, layout, monkeypatch):
     def interrupted(pace):
         raise KeyboardInterrupt

@@ -230,6 +230,11 @@ class _Pace:
         self._gap_seconds = 0.0
         self._came = self._asked = time.monotonic()
 
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        # Ray sends the callback that has this to every actor, where nothing calls it. As itself it would have them
+        # import this module and the command line's while they start.
+        return object, ()
+
     def take(self, num_rows: int) -> None:
         """A block has come."""
         now = time.monotonic()
