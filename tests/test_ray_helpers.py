@@ -15,7 +15,7 @@ from tests import runs
 from vidray import ray_helpers
 from vidray.ray_helpers import few_processes, helpers_here
 
-DAEMONS = {"monitor.py", "log_monitor.py", "dashboard.py"}
+DAEMONS = {"monitor.py", "log_monitor.py", "dashboard.py", "ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 HELPERS = {"AutoscalingCoordinator", "ActorLocationTracker", "datasets_stats_actor"}
 
 EXECUTE = """
@@ -65,17 +65,57 @@ import sys
 import psutil
 from vidray import ray_helpers
 from vidray.connection import connected
-if sys.argv[1] == "other version":
+if "other version" in sys.argv[1]:
     ray_helpers.TRIED_WITH = "2.59."
-with connected("local"):
+with connected("local", runtime_envs="environments" in sys.argv[1]):
     for process in psutil.Process().children(recursive=True):
-        print(*(word.rpartition("/")[2] for word in process.cmdline() if word.endswith(".py")))
+        print(*(word.rpartition("/")[2] for word in process.cmdline() if word.endswith(".py") or "Agent" in word))
 """
 
 
-@pytest.mark.parametrize(("version", "daemons"), [("this version", set()), ("other version", DAEMONS)])
-def test_a_ray_of_its_own_starts_without_daemons_that_have_nothing_to_do(version: str, daemons: set[str]) -> None:
-    assert set(run_alone(START, version).split()) & DAEMONS == daemons
+@pytest.mark.parametrize(
+    ("ray_is", "daemons"),
+    [
+        ("this version", set()),
+        ("this version, with environments", {"ray::RuntimeEnvAgent"}),
+        ("other version", DAEMONS),
+    ],
+)
+def test_a_ray_of_its_own_starts_without_daemons_that_have_nothing_to_do(ray_is: str, daemons: set[str]) -> None:
+    assert set(run_alone(START, ray_is).split()) & DAEMONS == daemons
+
+
+ENVIRONMENT = """
+import os, sys
+import ray
+from vidray.connection import connected
+with connected("local", runtime_envs=True):
+    get = ray.remote(lambda: os.environ["COLOUR"])
+    print(ray.get(get.options(runtime_env={"env_vars": {"COLOUR": sys.argv[1]}}).remote()))
+"""
+
+
+def test_who_asks_for_runtime_environments_gets_them() -> None:
+    assert run_alone(ENVIRONMENT, "green").strip() == "green"
+
+
+KILL_RAYLET = """
+import os, signal
+import psutil
+from vidray.connection import connected
+with connected("local", runtime_envs=False):
+    family = psutil.Process().children(recursive=True)
+    (raylet,) = (process for process in family if process.name() == "raylet")
+    stand_ins = [process for process in raylet.children() if process.name() == "cat"]
+    raylet.kill()
+    gone, alive = psutil.wait_procs(stand_ins, timeout=30)
+    print(len(gone), len(alive), flush=True)
+    os._exit(0)
+"""
+
+
+def test_what_stands_in_for_agents_ends_with_a_killed_raylet() -> None:
+    assert run_alone(KILL_RAYLET, "").split() == ["2", "0"]
 
 
 def test_a_job_alone_on_its_machine_starts_two_actors_and_no_helpers(tmp_path: Path) -> None:
@@ -87,7 +127,7 @@ def test_a_job_alone_on_its_machine_starts_two_actors_and_no_helpers(tmp_path: P
         names |= {name for child in psutil.Process(process.pid).children(recursive=True) if (name := title(child))}
     runs.finish(process)
     runs.assert_each_once(output, uris)
-    actors = {name for name in names if "Agent" not in name and "IDLE" not in name}
+    actors = {name for name in names if "IDLE" not in name}
     assert {name.partition(")")[0] for name in actors} == {
         "ray::MapWorker(MapBatches(DecodeStage",
         "ray::MapWorker(MapBatches(PredictStage",
@@ -104,6 +144,7 @@ def title(process: psutil.Process) -> str | None:
 
 
 def test_afterwards_ray_is_as_it_was(local_ray: None) -> None:
+    from ray._private import services
     from ray._private.node import Node
     from ray.data._internal import stats
 
@@ -113,9 +154,12 @@ def test_afterwards_ray_is_as_it_was(local_ray: None) -> None:
     assert stats.get_or_create_stats_actor is before
 
     before = Node.start_monitor
-    with few_processes():
+    start_process = services.start_ray_process
+    with few_processes(runtime_envs=False):
         assert Node.start_monitor is not before
+        assert services.start_ray_process is not start_process
     assert Node.start_monitor is before
+    assert services.start_ray_process is start_process
 
 
 def test_other_versions_of_ray_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,31 +32,35 @@ _KNOCK_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[bool]:
+def connected(address: str | None, *, runtime_envs: bool = True) -> Iterator[bool]:
     """Within a Ray cluster: the one at ``address`` or in ``$RAY_ADDRESS``, else one on this machine, ended afterwards.
     Gives True if it was started here, for this process alone.
 
     Does nothing, and gives False, if this process is connected already. Raises UsageError if no cluster answers.
+
+    Args:
+        runtime_envs: whether anything will be run in a Ray runtime environment, for which one here needs an agent.
     """
     if ray.is_initialized():
         yield False
         return
     cluster = ray_cluster(address) or "local"
-    _connect(cluster, asked_for=address)
+    _connect(cluster, asked_for=address, runtime_envs=runtime_envs)
     try:
         yield cluster == "local"
     finally:
         ray.shutdown()
 
 
-def _connect(address: str, *, asked_for: str | None) -> None:
+def _connect(address: str, *, asked_for: str | None, runtime_envs: bool) -> None:
     for name, value in _LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
     is_own = address == "local"
     dashboard = False if is_own else None
+    less = few_processes(runtime_envs=runtime_envs) if is_own else contextlib.nullcontext()
     try:
         _knock(address)
-        with _stderr_closed(), signals_kept(), few_processes() if is_own else contextlib.nullcontext():
+        with _stderr_closed(), signals_kept(), less:
             ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except OSError as error:
         name = f"--ray-address {asked_for}" if asked_for else f"RAY_ADDRESS={address}"

@@ -1,7 +1,8 @@
 """Processes that a Ray which was started for one command, on this machine and without a dashboard, does without.
 
-Ray's own: an autoscaler, a monitor that sends the output of workers to a driver, and what is left of the dashboard.
-Each is a Python process that imports Ray while everything else starts, and then wakes for nothing.
+Ray's own: an autoscaler, a monitor that sends the output of workers to a driver, what is left of the dashboard, and two
+agents of the raylet: one for the figures of a dashboard, one that makes runtime environments. Each is a Python process
+that imports Ray while everything else starts, the two before ``ray.init`` returns, and then wakes for nothing.
 
 Ray Data's, beside every execution: an actor for the figures of the dashboard, one for where actors are, and one for
 what an autoscaler should bring. They become objects of the driver. As a process each of them imports Ray Data, stays
@@ -14,6 +15,8 @@ others Ray has its processes as ever.
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -25,15 +28,49 @@ TRIED_WITH = "2.60."
 
 
 @contextlib.contextmanager
-def few_processes() -> Iterator[None]:
-    """Within, ``ray.init`` starts the control service of a Ray, and a raylet with its agents, but nothing else."""
-    from ray._private.node import Node
+def few_processes(*, runtime_envs: bool) -> Iterator[None]:
+    """Within, ``ray.init`` starts the control service of a Ray and a raylet, but nothing else.
 
+    Args:
+        runtime_envs: whether any task or actor will ask for a runtime environment; if so, with the agent that makes
+            them. Ray Train's workers do.
+    """
     with contextlib.ExitStack() as undo:
         if ray.__version__.startswith(TRIED_WITH):
-            for start in ("start_monitor", "start_log_monitor", "start_api_server"):
-                _replace(undo, Node, start, _nothing)
+            _start_less(undo, runtime_envs=runtime_envs or "RAY_RUNTIME_ENV_HOOK" in os.environ)
         yield
+
+
+def _start_less(undo: contextlib.ExitStack, *, runtime_envs: bool) -> None:
+    from ray import _raylet
+    from ray._private import ray_constants, services, worker
+    from ray._private.node import Node
+
+    for start in ("start_monitor", "start_log_monitor", "start_api_server"):
+        _replace(undo, Node, start, _nothing)
+    ports = [
+        _raylet.METRICS_AGENT_PORT_NAME,
+        _raylet.METRICS_EXPORT_PORT_NAME,
+        _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    ]
+    agents = ["--dashboard_agent_command"]
+    if not runtime_envs:
+        ports.append(_raylet.RUNTIME_ENV_AGENT_PORT_NAME)
+        agents.append("--runtime_env_agent_command")
+        # Under `uv run` Ray asks for an environment by itself. Here the workers have the driver's Python anyway.
+        _replace(undo, worker, "_maybe_modify_runtime_env", lambda runtime_env, _: runtime_env)
+    placeholder = shutil.which("cat")  # reads the pipe that tells an agent of its raylet's end, and ends with it
+    start_process = services.start_ray_process
+
+    def start_without_agents(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
+        if process_type == ray_constants.PROCESS_TYPE_RAYLET and placeholder:
+            options = dict(word.partition("=")[::2] for word in command)
+            for port in ports:  # -1 is Ray's own way to say that there is no such service
+                _raylet.persist_port(options["--session_dir"], options["--node_id"], port, -1)
+            command = [f"{agent}={placeholder}" if (agent := word.partition("=")[0]) in agents else word for word in command]
+        return start_process(command, process_type, *args, **kwargs)
+
+    _replace(undo, services, "start_ray_process", start_without_agents)
 
 
 @contextlib.contextmanager

@@ -237,7 +237,7 @@ class ScoreJob:
         self._begin_host(connection)
         # Ray Data takes most of a second to import, and Ray's processes leave a core idle while they start.
         threading.Thread(target=importlib.import_module, args=("vidray.scoring.pipeline",), daemon=True).start()
-        is_own = connection.enter_context(connected(self.config.ray_address))
+        is_own = connection.enter_context(connected(self.config.ray_address, runtime_envs=False))
         from vidray.scoring import pipeline
 
         if is_own:
