@@ -25,6 +25,9 @@ _LOCAL_SETTINGS = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Actors get processes of their own: those that Ray starts beforehand cost a second of CPU each, and stay idle.
     "RAY_prestart_worker_first_driver": "false",
+    # Ray's parts start side by side; what comes too early for another looks again after a second, by default.
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
 }
 """For what is started here, where the user has not set them otherwise."""
 

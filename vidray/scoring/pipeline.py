@@ -47,8 +47,8 @@ _MIN_STORE_BYTES = 256 * 1024**2
 """With less, Ray Data, which guesses the size of blocks at first, lets one task run at a time."""
 _TAIL_BLOCKS = 4
 """At the end of a run, where a row that comes late makes the whole run late, nothing sleeps."""
-_MIN_WAIT_SECONDS, _MAX_SLEEP_SECONDS, _SLEPT_SHARE = 0.02, 1.0, 0.7
-_MAX_STEP_SECONDS, _STEP_SHARE = 0.2, 0.25
+_MIN_WAIT_SECONDS, _MAX_SLEEP_SECONDS, _SLEPT_SHARE = 0.02, 2.0, 0.85
+_MAX_STEP_SECONDS, _STEP_SHARE = 0.5, 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
