@@ -15,6 +15,7 @@ others Ray has its processes as ever.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import uuid
@@ -25,6 +26,9 @@ import ray
 
 TRIED_WITH = "2.60."
 """The versions of Ray in which this is done."""
+
+_RUNTIME_ENV_VARIABLES = {"RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+"""With these Ray gives everything a runtime environment by itself."""
 
 
 @contextlib.contextmanager
@@ -37,40 +41,51 @@ def few_processes(*, runtime_envs: bool) -> Iterator[None]:
     """
     with contextlib.ExitStack() as undo:
         if ray.__version__.startswith(TRIED_WITH):
-            _start_less(undo, runtime_envs=runtime_envs or "RAY_RUNTIME_ENV_HOOK" in os.environ)
+            _start_less(undo, runtime_envs=runtime_envs or not _RUNTIME_ENV_VARIABLES.isdisjoint(os.environ))
         yield
 
 
 def _start_less(undo: contextlib.ExitStack, *, runtime_envs: bool) -> None:
-    from ray import _raylet
     from ray._private import ray_constants, services, worker
     from ray._private.node import Node
 
     for start in ("start_monitor", "start_log_monitor", "start_api_server"):
         _replace(undo, Node, start, _nothing)
-    ports = [
-        _raylet.METRICS_AGENT_PORT_NAME,
-        _raylet.METRICS_EXPORT_PORT_NAME,
-        _raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
-    ]
-    agents = ["--dashboard_agent_command"]
+    agents = ["dashboard"]
     if not runtime_envs:
-        ports.append(_raylet.RUNTIME_ENV_AGENT_PORT_NAME)
-        agents.append("--runtime_env_agent_command")
+        agents.append("runtime_env")
         # Under `uv run` Ray asks for an environment by itself. Here the workers have the driver's Python anyway.
         _replace(undo, worker, "_maybe_modify_runtime_env", lambda runtime_env, _: runtime_env)
-    placeholder = shutil.which("cat")  # reads the pipe that tells an agent of its raylet's end, and ends with it
     start_process = services.start_ray_process
 
     def start_without_agents(command: list[str], process_type: str, *args: Any, **kwargs: Any) -> Any:
-        if process_type == ray_constants.PROCESS_TYPE_RAYLET and placeholder:
-            options = dict(word.partition("=")[::2] for word in command)
-            for port in ports:  # -1 is Ray's own way to say that there is no such service
-                _raylet.persist_port(options["--session_dir"], options["--node_id"], port, -1)
-            command = [f"{agent}={placeholder}" if (agent := word.partition("=")[0]) in agents else word for word in command]
+        if process_type == ray_constants.PROCESS_TYPE_RAYLET:
+            command = _without_agents(command, agents)
         return start_process(command, process_type, *args, **kwargs)
 
     _replace(undo, services, "start_ray_process", start_without_agents)
+
+
+def _without_agents(command: list[str], agents: list[str]) -> list[str]:
+    """The command of a raylet, which insists on having agents and on their ports, with stand-ins for some."""
+    raylet: Any = ray._raylet  # compiled, and its types say only a part
+    stand_in = shutil.which("cat")  # reads the pipe that tells an agent of its raylet's end, and ends with it
+    if stand_in is None:
+        return command
+    ports = {
+        "dashboard": (
+            raylet.METRICS_AGENT_PORT_NAME,
+            raylet.METRICS_EXPORT_PORT_NAME,
+            raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
+        ),
+        "runtime_env": (raylet.RUNTIME_ENV_AGENT_PORT_NAME,),
+    }
+    options = dict(word.partition("=")[::2] for word in command)
+    for port in itertools.chain.from_iterable(ports[agent] for agent in agents):
+        raylet.persist_port(options["--session_dir"], options["--node_id"], port, -1)  # Ray's own "there is none"
+    commands = {f"--{agent}_agent_command": stand_in for agent in agents}
+    names = [word.partition("=")[0] for word in command]
+    return [f"{name}={commands[name]}" if name in commands else word for name, word in zip(names, command, strict=True)]
 
 
 @contextlib.contextmanager
