@@ -61,12 +61,14 @@ def test_an_execution_has_its_helpers_in_the_driver_or_else_in_actors(where: str
 
 
 START = """
-import sys
+import os, sys
 import psutil
 from vidray import ray_helpers
 from vidray.connection import connected
 if "other version" in sys.argv[1]:
     ray_helpers.TRIED_WITH = "2.59."
+if "hook" in sys.argv[1]:
+    os.environ["RAY_RUNTIME_ENV_HOOK"] = "copy.copy"
 with connected("local", runtime_envs="environments" in sys.argv[1]):
     for process in psutil.Process().children(recursive=True):
         print(*(word.rpartition("/")[2] for word in process.cmdline() if word.endswith(".py") or "Agent" in word))
@@ -78,6 +80,7 @@ with connected("local", runtime_envs="environments" in sys.argv[1]):
     [
         ("this version", set()),
         ("this version, with environments", {"ray::RuntimeEnvAgent"}),
+        ("this version, with a hook of the user's", {"ray::RuntimeEnvAgent"}),
         ("other version", DAEMONS),
     ],
 )
@@ -100,7 +103,7 @@ def test_who_asks_for_runtime_environments_gets_them() -> None:
 
 
 KILL_RAYLET = """
-import os, signal
+import os
 import psutil
 from vidray.connection import connected
 with connected("local", runtime_envs=False):
