@@ -15,7 +15,6 @@ others Ray has its processes as ever.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shutil
 import uuid
@@ -81,11 +80,12 @@ def _without_agents(command: list[str], agents: list[str]) -> list[str]:
         "runtime_env": (raylet.RUNTIME_ENV_AGENT_PORT_NAME,),
     }
     options = dict(word.partition("=")[::2] for word in command)
-    for port in itertools.chain.from_iterable(ports[agent] for agent in agents):
-        raylet.persist_port(options["--session_dir"], options["--node_id"], port, -1)  # Ray's own "there is none"
-    commands = {f"--{agent}_agent_command": stand_in for agent in agents}
-    names = [word.partition("=")[0] for word in command]
-    return [f"{name}={commands[name]}" if name in commands else word for name, word in zip(names, command, strict=True)]
+    for agent in agents:
+        for port in ports[agent]:  # -1 is Ray's own "there is none"
+            raylet.persist_port(options["--session_dir"], options["--node_id"], port, -1)
+        option = f"--{agent}_agent_command="
+        command = [option + stand_in if word.startswith(option) else word for word in command]
+    return command
 
 
 @contextlib.contextmanager
