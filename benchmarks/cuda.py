@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.checkpoints import make_videomae
-from vidray.checkpoint import read_checkpoint
-from vidray.config import ScoreConfig
+from tests.support.checkpoints import make_videomae
+from vidray.checkpoints.checkpoint import read_checkpoint
 from vidray.models.predict import forward_views
+from vidray.scoring.config import ScoreConfig
 from vidray.scoring.predictor import Predictor
 from vidray.types import Limits, ViewConfig
-from vidray.views import decode_views
+from vidray.video.views import decode_views
 
 VIDEOMAE_B: dict[str, Any] = {"num_frames": 16, "size": 224, "patch_size": 16, "hidden_size": 768, "num_layers": 12}
 _MATRIX_SIZE = 8192

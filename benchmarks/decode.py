@@ -3,7 +3,7 @@
     python benchmarks/decode.py /path/to/videos --views 1x1 --span full
     python benchmarks/decode.py                      # generated clips, 320 x 240, 200 frames
 
-Ours is ``vidray.views.decode_views``. The other is ``EncodedVideo.get_clip`` on the same spans, then what
+Ours is ``vidray.video.views.decode_views``. The other is ``EncodedVideo.get_clip`` on the same spans, then what
 ``UniformTemporalSubsample``, ``ShortSideScale`` and ``CenterCrop`` do (``pytorchvideo.transforms`` itself does not
 import beside today's torchvision). Both take the bytes from memory; CPU time of all threads is counted.
 """
@@ -24,12 +24,12 @@ from torchvision.transforms.v2 import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.videos import make_video
-from vidray.decode import VideoDecoder
+from tests.support.videos import make_video
 from vidray.errors import VideoError
-from vidray.sampling import spread_spans
 from vidray.types import Limits, ViewConfig
-from vidray.views import decode_views
+from vidray.video.decoder import VideoDecoder
+from vidray.video.sampling import spread_spans
+from vidray.video.views import decode_views
 
 
 def main() -> None:

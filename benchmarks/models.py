@@ -34,11 +34,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vidray.checkpoint import Checkpoint, read_checkpoint
-from vidray.convert import movinet_view, write_checkpoint
+from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from vidray.checkpoints.convert import movinet_view, write_checkpoint
+from vidray.cpu_tuning import keep_freed_memory
 from vidray.models.families import FAMILIES, Family
 from vidray.models.pytorchvideo.variants import VARIANTS
-from vidray.process import keep_freed_memory
 from vidray.scoring.predictor import Predictor
 from vidray.types import ViewConfig
 

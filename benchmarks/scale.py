@@ -32,13 +32,13 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.checkpoints import make_videomae
-from vidray.config import ScoreConfig
-from vidray.process import use_one_arena
+from tests.support.checkpoints import make_videomae
+from vidray.cpu_tuning import use_one_arena
 from vidray.scoring import history, output
+from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import ROW
-from vidray.scoring.pipeline import Stage
+from vidray.scoring.runners.ray import Stage
 from vidray.scoring.stages import DECODED_SCHEMA, PREDICTED_SCHEMA
 from vidray.types import Status
 
@@ -224,9 +224,9 @@ def print_memory(results: dict[int, dict[str, Any]]) -> None:
 
 def measure_plan(folder: Path) -> dict[str, Any]:
     """Seconds and peak MiB of planning, of writing the plan, and of the way to the first rows."""
-    from vidray.connection import connected
-    from vidray.scoring import pipeline
+    from vidray.cluster import connected
     from vidray.scoring.plan import commit_plan
+    from vidray.scoring.runners import ray as pipeline
 
     result: dict[str, Any] = {}
     clock = _Lap(result)

@@ -51,7 +51,7 @@ class Engine:
         if self.script is not None:
             program, places = [str(ROOT / "benchmarks" / "engines" / self.script)], {"--videos": videos, **places}
         else:
-            program = ["-m", "vidray.cli", "score", "--views", "1x1", "--span", "full", "--device", self.device]
+            program = ["-m", "vidray.cli.main", "score", "--views", "1x1", "--span", "full", "--device", self.device]
             places = {"--source": videos, **places}
         return [sys.executable, *program, *(str(word) for pair in places.items() for word in pair)]
 
@@ -120,7 +120,7 @@ def parse() -> argparse.Namespace:
 
 def measure(folder: Path, clips: list[Path], *, engines: list[str], sizes: list[int], repeats: int) -> Runs:
     """Runs every engine at every size, in turn; says so on stderr as it goes."""
-    from tests.checkpoints import make_benchmark_videomae
+    from tests.support.checkpoints import make_benchmark_videomae
 
     model = make_benchmark_videomae(folder / "model")
     buckets = {size: make_bucket(folder / f"videos-{size}", clips, num_videos=size) for size in sizes}

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from benchmarks.workload import make_clip
-from tests.videos import repeated
+from tests.support.videos import repeated
 from vidray.models.movinet.variants import VARIANTS
 
 FRAMES_PER_SECOND = VARIANTS["a0"].fps
@@ -73,7 +73,7 @@ def as_mp4(avi: bytes) -> bytes:
 
 def make_model(folder: Path) -> None:
     """MoViNet-A0 stream with random weights."""
-    from vidray.convert import movinet_view, write_checkpoint
+    from vidray.checkpoints.convert import movinet_view, write_checkpoint
     from vidray.models.movinet.configuration import MoViNetConfig
     from vidray.models.movinet.modeling import MoViNetForVideoClassification
 
@@ -85,7 +85,7 @@ def alone(model: Path) -> float:
     """Frames per second of the network, chunks of eight, on one thread per core at once."""
     import torch
 
-    from vidray.checkpoint import load_model, read_checkpoint
+    from vidray.checkpoints.checkpoint import load_model, read_checkpoint
 
     torch.set_num_threads(1)
     network = load_model(read_checkpoint(str(model)))

@@ -130,7 +130,7 @@ def parse() -> argparse.Namespace:
 
 def measure(folder: Path, videos: Path, name: str, *, engines: list[str], repeats: int) -> Runs:
     """Runs every engine of a case in turn; says so on stderr as it goes."""
-    from tests.checkpoints import make_videomae
+    from tests.support.checkpoints import make_videomae
 
     case = CASES[name]
     labels = sorted(path.name for path in (videos / "train").iterdir())

@@ -22,7 +22,7 @@ from train_memory import make_step
 
 from benchmarks.cuda import VIDEOMAE_B, matmul_flops, seconds_per_call
 from benchmarks.workload import guide_config
-from tests.checkpoints import make_videomae
+from tests.support.checkpoints import make_videomae
 from vidray.training.job import train
 
 BATCH_SIZES = (8, 32)

@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vidray.manifest import VIDEO_EXTENSIONS
+from vidray.sources.manifest import VIDEO_EXTENSIONS
 from vidray.training.config import TrainConfig
 
 NUM_GENERATED = 8

@@ -6,7 +6,7 @@ from pathlib import Path
 # A submitted job has the working directory, not an installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vidray.cli import main
+from vidray.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

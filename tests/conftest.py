@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import servers
+
+from tests.support import servers
 
 # What a shell runs in the background (`make test &`) starts with SIGINT ignored, and hands that on to its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,7 +30,7 @@ def s3_server() -> Iterator[servers.Server]:
 @pytest.fixture
 def s3_bucket(s3_server: servers.Server) -> str:
     """The URI (``s3://name``) of a new, empty bucket."""
-    from vidray.filesystems import filesystem
+    from vidray.storage.location import filesystem
 
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     fs, _ = filesystem(f"s3://{name}")
@@ -52,7 +53,7 @@ def azure_server() -> Iterator[servers.Server]:
 @pytest.fixture
 def azure_container(azure_server: servers.Server) -> str:
     """The URI (``az://name``) of a new, empty container."""
-    from vidray.filesystems import filesystem
+    from vidray.storage.location import filesystem
 
     name = f"container-{uuid.uuid4().hex[:12]}"
     fs, _ = filesystem(f"az://{name}")

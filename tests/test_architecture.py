@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,28 +14,46 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vidray"
 
 LAYERS = [
-    {"types", "errors", "config", "retry", "process", "filesystems", "fetch", "storage", "lease"},
-    {
-        *("manifest", "manifest_file", "listing", "listing_s3", "patterns", "splits", "label_sources", "labels"),
-        *("sampling", "timeline", "selection", "transforms", "pictures", "random_crops", "video_files", "decode"),
-    },
-    {"views", "sandbox_wire", "sandbox_child", "sandbox_process", "sandbox", "hub", "models", "checkpoint", "metrics"},
-    {
-        *("scoring.output", "scoring.history", "scoring.plan"),
-        *("scoring.stages", "scoring.predictor", "scoring.host", "scoring.progress", "scoring.summary"),
-        *("scoring.streaming", "scoring.stream_predictor"),
-        "training",
-    },
-    {"connection", "scoring.pipeline", "ray_helpers", "training.trainer", "training.ray_pool"},
-    {"scoring.job", "training.job"},
-    {"preview", "demo", "convert", "cli"},
+    ["types", "errors", "flags", "cpu_tuning"],
+    ["storage", "video", "models"],
+    ["sources", "sandbox", "checkpoints", "cluster"],
+    ["scoring", "training"],
+    ["results"],
+    ["cli"],
 ]
-"""Ground first, doors last. A module imports from its own layer and those before it."""
+"""Ground first, entry points last. A module imports from the layers before its own, or from its own package."""
+
+ORDER = {
+    "storage": ["location", "retry", "fetch", "store", "localize", "lease"],
+    "video": [
+        *("sampling", "byte_sources", "geometry", "random_crops"),
+        *("packet_index", "frame_selector", "frame_converters", "decoder", "views"),
+    ],
+    "sources": ["listing", "listing_s3", "patterns", "manifest_file", "manifest", "splits", "label_sources", "labels"],
+    "sandbox": ["protocol", "process", "child", "sandbox"],
+    "checkpoints": ["resolve", "checkpoint", "convert"],
+    "scoring": [
+        *("config", "output", "history", "plan", "progress", "summary"),
+        *("host", "predictor", "stages", "stream_predictor", "streaming"),
+        *("runners", "job"),
+    ],
+    "training": [
+        *("config", "metrics", "trackers", "data", "loop", "plan"),
+        *("evaluate", "report", "publish", "evaluate_job", "worker", "trainer", "job"),
+    ],
+    "training.data": ["order", "rand_augment", "augment", "clips", "pools", "ray_pool", "clip_source"],
+    "training.loop": [
+        *("ranks", "step_timer", "layers", "optim", "mixing", "build"),
+        *("state", "task", "loop", "checkpoint_writer"),
+    ],
+    "cli": ["demo", "preview", "main"],
+}
+"""The order within a package: a module imports only from those before it."""
 
 ONLY_IN = {
-    "ray": {"connection", "scoring.pipeline", "ray_helpers", "training.trainer", "training.ray_pool"},
-    "av": {"decode", "demo"},  # the demo also makes videos
-    "duckdb": {"scoring.history", "demo"},
+    "ray": {"cluster", "ray_helpers", "scoring.runners.ray", "training.trainer", "training.data.ray_pool"},
+    "av": {"video.decoder", "cli.demo"},  # the demo also makes videos
+    "duckdb": {"scoring.history", "cli.demo"},
 }
 
 
@@ -65,19 +84,45 @@ def unconditional(statement: ast.stmt) -> list[ast.AST]:
     return [] if is_type_checking or isinstance(statement, skipped) else list(ast.walk(statement))
 
 
-def layer_of(module: str) -> int:
-    exact = [number for number, layer in enumerate(LAYERS) if module in layer]
-    found = exact or [number for number, layer in enumerate(LAYERS) if module.split(".")[0] in layer]
-    assert found, f"{module} is in no layer: give it a place in the plan of the house"
-    return found[0]
+def imported_modules(path: Path) -> set[str]:
+    """Modules of ours that a module imports, as ``scoring.plan``."""
+    return {name.removeprefix("vidray.") for name in imports_of(path) if name.startswith("vidray.")} & set(modules())
+
+
+def place_of(module: str, names: list[str], package: str = "") -> int:
+    own = module.removeprefix(f"{package}.").split(".")[0]
+    assert own in names, f"{module} has no place in the plan of {package or 'the house'}"
+    return names.index(own)
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_imports_go_down_only(module):
-    for name in imports_of(modules()[module]):
-        imported = name.removeprefix("vidray.")
-        if name.startswith("vidray.") and imported in modules():
-            assert layer_of(imported) <= layer_of(module), f"{module} imports {imported} from a layer above it"
+    def layer(name: str) -> int:
+        return next((number for number, names in enumerate(LAYERS) if name.split(".")[0] in names), -1)
+
+    assert layer(module) >= 0, f"{module} is in no layer: give it a place in the plan of the house"
+    for imported in imported_modules(modules()[module]):
+        is_own = imported.split(".")[0] == module.split(".")[0]
+        assert is_own or layer(imported) < layer(module) or layer(module) == 0, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("package", sorted(ORDER))
+def test_each_package_has_an_order(package):
+    for module, path in modules().items():
+        if module.startswith(f"{package}."):
+            own = place_of(module, ORDER[package], package)
+            for imported in imported_modules(path):
+                if imported.startswith(f"{package}."):
+                    place = place_of(imported, ORDER[package], package)
+                    inside = (
+                        imported.split(".")[: package.count(".") + 2] == module.split(".")[: package.count(".") + 2]
+                    )
+                    assert place < own or (inside and imported != module), f"{module} imports {imported}"
+
+
+def test_there_is_no_circle_of_imports():
+    graph = {module: imported_modules(path) - {module} for module, path in modules().items()}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
@@ -97,14 +142,14 @@ def test_training_and_scoring_never_import_each_other():
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("vidray.cli", {"torch", "transformers", "ray", "av", "duckdb"}),
+        ("vidray.cli.main", {"torch", "transformers", "ray", "av", "duckdb"}),
         ("vidray.scoring.job", {"torch", "transformers", "ray"}),
         ("vidray.scoring.stages", {"torch", "transformers", "ray", "av"}),
         ("vidray.scoring.streaming", {"torch", "transformers", "ray", "av"}),
-        ("vidray.sandbox_child", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),
-        ("vidray.convert", {"torch", "transformers", "ray", "av", "duckdb"}),
+        ("vidray.sandbox.child", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),
+        ("vidray.checkpoints.convert", {"torch", "transformers", "ray", "av", "duckdb"}),
         ("vidray.models.catalogue", {"torch", "transformers", "ray", "av", "duckdb", "pytorchvideo"}),
-        ("vidray.views", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),
+        ("vidray.video.views", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),
     ],
 )
 def test_what_must_start_fast_imports_nothing_heavy(module, unwanted):

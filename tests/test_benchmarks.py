@@ -5,7 +5,7 @@ from __future__ import annotations
 import benchmarks.cuda
 from benchmarks.train_cuda import measure_cuda
 from benchmarks.workload import make_labelled_bucket
-from tests.videos import make_video
+from tests.support.videos import make_video
 
 
 def test_the_gpu_benchmark_of_training_takes_its_way_on_a_cpu(tmp_path, monkeypatch, capsys, one_thread):

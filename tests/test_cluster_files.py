@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vidray.cli import parse
-from vidray.config import ScoreConfig
+from vidray.cli.main import parse
+from vidray.scoring.config import ScoreConfig
 from vidray.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent

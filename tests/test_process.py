@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from vidray.process import ENVIRONMENT
+from vidray.cpu_tuning import ENVIRONMENT
 
 FAULTS = """
 import resource, sys, threading
 import numpy as np
-from vidray.process import keep_freed_memory
+from vidray.cpu_tuning import keep_freed_memory
 
 if "keep" in sys.argv:
     keep_freed_memory()

@@ -30,11 +30,11 @@ def score_share(job: Job, paths: list[Path], index: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vidray.checkpoint import read_checkpoint
-    from vidray.config import ScoreConfig
+    from vidray.checkpoints.checkpoint import read_checkpoint
+    from vidray.scoring.config import ScoreConfig
     from vidray.scoring.predictor import Predictor
     from vidray.types import Limits
-    from vidray.views import decode_views
+    from vidray.video.views import decode_views
 
     config = ScoreConfig(source=("unused",), model="unused", output="unused", views="1x1", span="full")
     checkpoint = read_checkpoint(str(job.model))

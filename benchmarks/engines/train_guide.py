@@ -17,7 +17,7 @@ import torch
 from train_common import BATCH_SIZE, MARK_EVERY_STEPS, Marks, TrainJob, parse_job
 from transformers import AutoModelForVideoClassification, Trainer, TrainerCallback, TrainingArguments
 
-from tests.checkpoints import IMAGENET_MEAN, IMAGENET_STD
+from tests.support.checkpoints import IMAGENET_MEAN, IMAGENET_STD
 
 SAMPLE_RATE, FPS = 4, 30
 

@@ -29,9 +29,9 @@ def our_batches(job: TrainJob) -> Iterator[object]:
     """What the training loop is given, epoch after epoch."""
     from train_ours import make_config
 
-    from vidray.checkpoint import read_checkpoint
-    from vidray.labels import load_labelled
-    from vidray.training.data import make_clip_source
+    from vidray.checkpoints.checkpoint import read_checkpoint
+    from vidray.sources.labels import load_labelled
+    from vidray.training.data.clip_source import make_clip_source
     from vidray.training.plan import label_source
 
     config = make_config(job, output="unused")

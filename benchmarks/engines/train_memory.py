@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from train_common import BATCH_SIZE, MARK_EVERY_STEPS, Marks, parse_job
 
-from tests.checkpoints import IMAGENET_MEAN, IMAGENET_STD
-from vidray.training.clock import Clock
+from tests.support.checkpoints import IMAGENET_MEAN, IMAGENET_STD
+from vidray.training.loop.step_timer import Clock
 
 
 def main() -> None:

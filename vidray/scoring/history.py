@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from vidray.errors import RunError
 from vidray.scoring import output
-from vidray.storage import Store
+from vidray.storage.store import Store
 from vidray.types import Status
 
 KEYS_SCHEMA = pa.schema([("key", pa.binary()), ("status", pa.string()), ("attempts", pa.int32())])

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from vidray.config import ray_cluster
+from vidray.cluster import named_cluster
+from vidray.cpu_tuning import ENVIRONMENT
 from vidray.errors import UsageError
-from vidray.process import ENVIRONMENT
 
 if TYPE_CHECKING:
     from vidray.types import Scores
@@ -99,7 +99,7 @@ def is_useful(*, device: str, ray_address: str | None) -> bool:
     ray = sys.modules.get("ray")
     is_connected = ray is not None and ray.is_initialized()
     on_cpu = device == "cpu" or (device == "auto" and not any(map(os.path.exists, _GPUS)))
-    return on_cpu and ray_cluster(ray_address) in (None, "local") and not is_connected
+    return on_cpu and named_cluster(ray_address) in (None, "local") and not is_connected
 
 
 class HostedPredictor:

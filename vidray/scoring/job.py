@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vidray.checkpoint import Checkpoint, read_checkpoint, result_key
-from vidray.config import CPUS_PER_PREDICTOR, ScoreConfig
+from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint, result_key
 from vidray.errors import RunError, TooManyFailuresError
-from vidray.lease import Lease
 from vidray.models.families import require_stream
 from vidray.scoring import history, host, output
+from vidray.scoring.config import CPUS_PER_PREDICTOR, ScoreConfig
 from vidray.scoring.host import Host
 from vidray.scoring.output import Collector
 from vidray.scoring.plan import Plan, commit_plan, find_resumable, plan_fresh
 from vidray.scoring.progress import Progress, format_bytes, format_seconds
 from vidray.scoring.summary import Clock, format_summary, make_summary
-from vidray.storage import Store
+from vidray.storage.lease import Lease
+from vidray.storage.store import Store
 from vidray.types import Status, ViewConfig
 
 if TYPE_CHECKING:
-    from vidray.scoring.pipeline import Layout, Stage
+    from vidray.scoring.runners.ray import Layout, Stage
 
 MAX_ROUNDS = 5
 """How often rows that Ray lost are asked for again before the run gives up."""
@@ -49,7 +49,7 @@ def default_stages(
     host_address: str | None = None,
 ) -> tuple[Stage | None, Stage]:
     """The decode and the predict stage that a run uses; None and one that does both for a streaming run."""
-    from vidray.scoring.pipeline import Stage
+    from vidray.scoring.runners.ray import Stage
     from vidray.scoring.stages import DecodeStage, PredictStage
 
     if view.span == "stream":
@@ -76,7 +76,7 @@ def predictor_settings(
 
 
 def _stream_stage(config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig, num_threads: int | None) -> Stage:
-    from vidray.scoring.pipeline import Stage
+    from vidray.scoring.runners.ray import Stage
     from vidray.scoring.streaming import StreamStage
 
     kwargs = {
@@ -230,19 +230,19 @@ class ScoreJob:
 
     def _stream(self, rows: pa.Table, collector: Collector, clock: Clock, connection: contextlib.ExitStack) -> None:
         # Ray: a second to import, not needed when there is nothing to do.
-        from vidray.connection import connected
+        from vidray.cluster import connected, read_cluster
         from vidray.ray_helpers import helpers_here
 
         self.progress.stage("starting the workers")
         self._begin_host(connection)
         # Ray Data takes most of a second to import, and Ray's processes leave a core idle while they start.
-        threading.Thread(target=importlib.import_module, args=("vidray.scoring.pipeline",), daemon=True).start()
+        threading.Thread(target=importlib.import_module, args=("vidray.scoring.runners.ray",), daemon=True).start()
         is_own = connection.enter_context(connected(self.config.ray_address, runtime_envs=False))
-        from vidray.scoring import pipeline
+        from vidray.scoring.runners import ray as pipeline
 
         if is_own:
             connection.enter_context(helpers_here())
-        cluster = pipeline.read_cluster()
+        cluster = read_cluster()
         layout = pipeline.make_layout(self.config, self.view, cluster, num_rows=rows.num_rows)
         threads = layout.threads_per_predictor
         address = self._host_address(layout)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidray.errors import RunError
-from vidray.storage import Store
+from vidray.storage.store import Store
 
 ROW = "row"
 """Internal column: which row of the plan a prediction belongs to."""

@@ -18,12 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidray.config import ScoreConfig
 from vidray.errors import UsageError
-from vidray.manifest import list_sources
 from vidray.scoring import history, output
+from vidray.scoring.config import ScoreConfig
 from vidray.scoring.output import Shards
-from vidray.storage import Store
+from vidray.sources.manifest import list_sources
+from vidray.storage.store import Store
 
 PLAN_SCHEMA = pa.schema(
     [

@@ -18,13 +18,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vidray.process import ENVIRONMENT, keep_freed_memory
+from vidray.cpu_tuning import ENVIRONMENT, keep_freed_memory
 
 os.environ.setdefault("OMP_WAIT_POLICY", ENVIRONMENT["OMP_WAIT_POLICY"])
 
 import torch
 
-from vidray.checkpoint import Checkpoint, load_model
+from vidray.checkpoints.checkpoint import Checkpoint, load_model
 from vidray.errors import UsageError
 from vidray.models.loading import order_channels_last
 from vidray.models.predict import aggregate, forward_views, top_k

@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 
 from vidray.errors import VideoError
-from vidray.sandbox import Sandbox
+from vidray.sandbox.sandbox import Sandbox
 from vidray.scoring.host import HostedPredictor, Predicts
 from vidray.scoring.output import PREDICTION_SCHEMA, ROW, TOP_K_TYPE
-from vidray.storage import fetch
+from vidray.storage.fetch import fetch
 from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class DecodeStage:
     """Fetches objects on threads and decodes them, one after the other, in a sandbox of its own."""
 
     def __init__(
-        self, *, view: ViewConfig, limits: Limits, fetch_threads: int = 8, child_module: str = "vidray.sandbox_child"
+        self, *, view: ViewConfig, limits: Limits, fetch_threads: int = 8, child_module: str = "vidray.sandbox.child"
     ) -> None:
         self._view = view
         self._limits = limits

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vidray.checkpoint import Checkpoint
+from vidray.checkpoints.checkpoint import Checkpoint
 from vidray.errors import VideoError
 from vidray.models.families import require_stream
 from vidray.models.predict import aggregate, normalise, top_k

@@ -23,16 +23,16 @@ import numpy as np
 import pyarrow as pa
 
 from vidray.errors import VideoError
-from vidray.sampling import Chunk, stream_chunks
-from vidray.sandbox import Sandbox
+from vidray.sandbox.sandbox import Sandbox
 from vidray.scoring.output import ROW
 from vidray.scoring.stages import PREDICTED_SCHEMA, failure_columns, info_columns, score_columns, worker_name
-from vidray.storage import fetch
+from vidray.storage.fetch import fetch
 from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
+from vidray.video.sampling import Chunk, stream_chunks
 
 if TYPE_CHECKING:
-    from vidray.checkpoint import Checkpoint
-    from vidray.config import Device, Precision
+    from vidray.checkpoints.checkpoint import Checkpoint
+    from vidray.scoring.config import Device, Precision
 
 MAX_HELD_BYTES = 2 * 1024**3
 """Bytes of objects that one actor holds at once; a larger one is held alone."""
@@ -52,7 +52,7 @@ class StreamStage:
         precision: Precision = "auto",
         num_threads: int | None = None,
         top_k: int = 5,
-        child_module: str = "vidray.sandbox_child",
+        child_module: str = "vidray.sandbox.child",
     ) -> None:
         self._view, self._limits, self._name = view, limits, worker_name()
         self._sandboxes: SimpleQueue[tuple[int, Sandbox]] = SimpleQueue()

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vidray.config import parse_views
-from vidray.errors import UsageError
+from vidray.flags import flag_name, parse_views, require
 from vidray.types import Aggregation, Limits, Span, ViewConfig
 
 RecipeName = Literal["guide", "videomae"]
@@ -226,25 +225,25 @@ class TrainConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        _require(len(self.source) > 0, "--source", self.source, "at least one")
-        _require(parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
+        require(len(self.source) > 0, "--source", self.source, "at least one")
+        require(parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
         for name in _COUNTS:
             value = getattr(self, name)
-            _require(value is None or value >= 1, _flag(name), value, "at least 1")
+            require(value is None or value >= 1, flag_name(name), value, "at least 1")
         for name in _SHARES:
             value = getattr(self, name)
-            _require(value is None or 0 <= value < 1, _flag(name), value, "at least 0 and below 1")
+            require(value is None or 0 <= value < 1, flag_name(name), value, "at least 0 and below 1")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
-            _require(value is None or value >= 0, _flag(name), value, "at least 0")
-        _require(self.workers <= self.global_batch_size, "--workers", self.workers, "at most --global-batch-size")
-        _require(1 <= self.min_scale <= self.max_scale, "--min-scale", self.min_scale, "1 to --max-scale")
+            require(value is None or value >= 0, flag_name(name), value, "at least 0")
+        require(self.workers <= self.global_batch_size, "--workers", self.workers, "at most --global-batch-size")
+        require(1 <= self.min_scale <= self.max_scale, "--min-scale", self.min_scale, "1 to --max-scale")
         decay = self.layer_decay
-        _require(decay is None or 0 < decay <= 1, "--layer-decay", decay, "above 0, at most 1")
-        _require((self.randaugment or 0) <= 10, "--randaugment", self.randaugment, "0 to 10")
+        require(decay is None or 0 < decay <= 1, "--layer-decay", decay, "above 0, at most 1")
+        require((self.randaugment or 0) <= 10, "--randaugment", self.randaugment, "0 to 10")
         restart = self.restart_from
         is_step = restart is None or bool(re.fullmatch(r"step-\d{8,}", restart))
-        _require(is_step, "--restart-from", restart, "like step-00001200")
+        require(is_step, "--restart-from", restart, "like step-00001200")
 
     @property
     def hyper(self) -> Hyper:
@@ -319,12 +318,12 @@ class EvaluateConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        _require(len(self.source) > 0, "--source", self.source, "at least one")
-        _require(self.views is None or parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
+        require(len(self.source) > 0, "--source", self.source, "at least one")
+        require(self.views is None or parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
         for name in ("stride", "decoders"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, _flag(name), value, "at least 1")
-        _require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")
+            require(value is None or value >= 1, flag_name(name), value, "at least 1")
+        require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")
 
     def view(self, base: ViewConfig) -> ViewConfig:
         """The checkpoint's view config with what was asked for on the command line put in its place."""
@@ -340,12 +339,3 @@ def _asked_view(base: ViewConfig, views: str | None, **asked: Any) -> ViewConfig
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """As JSON would give them back."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _require(holds: bool, flag: str, got: object, allowed: str) -> None:
-    if not holds:
-        raise UsageError(f"{flag}: got {got!r}, allowed is {allowed}")

@@ -17,12 +17,12 @@ import pyarrow as pa
 import torch
 
 from vidray.errors import RunError, TooManyFailuresError
-from vidray.metrics import classification_metrics, top_k_accuracy
 from vidray.models.families import Family
 from vidray.models.predict import aggregate, forward_views
-from vidray.training.clips import ClipJob, ClipSpec, MadeClip, part_of, video_of
-from vidray.training.pools import LocalPool, MakePool, Pending
-from vidray.training.ranks import Ranks
+from vidray.training.data.clips import ClipJob, ClipSpec, MadeClip, part_of, video_of
+from vidray.training.data.pools import LocalPool, MakePool, Pending
+from vidray.training.loop.ranks import Ranks
+from vidray.training.metrics import classification_metrics, top_k_accuracy
 from vidray.types import Limits, ViewConfig
 
 MAX_DECODERS = 32

@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from vidray.checkpoint import Checkpoint, load_model
+from vidray.checkpoints.checkpoint import Checkpoint, load_model
+from vidray.cpu_tuning import keep_freed_memory
 from vidray.errors import UsageError
 from vidray.models.processors import check_view
-from vidray.process import keep_freed_memory
-from vidray.storage import Store
+from vidray.storage.store import Store
 from vidray.training import report
 from vidray.training.config import EvaluateConfig
 from vidray.training.evaluate import Judge, Verdicts, evaluate, video_scores
-from vidray.training.keeper import replace
-from vidray.training.ranks import Ranks
+from vidray.training.loop.checkpoint_writer import replace
+from vidray.training.loop.ranks import Ranks
 
 _SHOWN = ("num_videos", "num_failed", "num_views", "accuracy", "top5_accuracy", "mean_class_accuracy", "nll", "ece")
 

@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from vidray.checkpoint import VIDRAY_FILE
-from vidray.config import ray_cluster
+from vidray.checkpoints.checkpoint import VIDRAY_FILE
+from vidray.cluster import named_cluster
+from vidray.cpu_tuning import ENVIRONMENT
 from vidray.errors import UsageError
-from vidray.lease import Lease
-from vidray.process import ENVIRONMENT
-from vidray.storage import Store
+from vidray.storage.lease import Lease
+from vidray.storage.store import Store
 from vidray.training.config import EvaluateConfig, TrainConfig
 from vidray.training.plan import Plan, prepare
 
@@ -55,7 +55,7 @@ def _push(store: Store, repository: str, say: Callable[[str], None]) -> None:
 
 def _work(config: TrainConfig, plan: Plan, say: Callable[[str], None]) -> None:
     if _in_process(config):
-        from vidray.training.ranks import Ranks
+        from vidray.training.loop.ranks import Ranks
         from vidray.training.worker import Surroundings, choose_device, work
 
         work(config, Surroundings(ranks=Ranks(device=choose_device(config)), say=say), plan=plan)
@@ -82,7 +82,7 @@ def _placed(config: TrainConfig) -> TrainConfig:
 
 def _in_process(config: TrainConfig) -> bool:
     """One worker and no cluster: a laptop."""
-    return config.workers == 1 and ray_cluster(config.ray_address) is None
+    return config.workers == 1 and named_cluster(config.ray_address) is None
 
 
 def _published(store: Store) -> dict[str, Any]:
@@ -94,8 +94,8 @@ def evaluate(config: EvaluateConfig, *, say: Callable[[str], None] = print) -> d
 
     Raises UsageError, RunError or TooManyFailuresError.
     """
-    from vidray.checkpoint import read_checkpoint
-    from vidray.labels import LabelSource, load_for_evaluation
+    from vidray.checkpoints.checkpoint import read_checkpoint
+    from vidray.sources.labels import LabelSource, load_for_evaluation
     from vidray.training.evaluate_job import evaluate_checkpoint
 
     checkpoint = read_checkpoint(config.model)

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vidray.checkpoint import VIDRAY_FILE, Checkpoint, read_checkpoint
+from vidray.checkpoints.checkpoint import VIDRAY_FILE, Checkpoint, read_checkpoint
 from vidray.errors import UsageError
-from vidray.labels import LabelledManifest, LabelSource, load_labelled
-from vidray.storage import Store
+from vidray.sources.labels import LabelledManifest, LabelSource, load_labelled
+from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
 
 SETTINGS_FILE = "_train/settings.json"

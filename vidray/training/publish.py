@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from vidray import __version__
-from vidray.checkpoint import VIDRAY_FILE, CheckpointMeta, write_vidray_json
+from vidray.checkpoints.checkpoint import VIDRAY_FILE, CheckpointMeta, write_vidray_json
 from vidray.errors import RunError
-from vidray.labels import LabelledManifest
 from vidray.models.families import Family
 from vidray.models.loading import quiet
 from vidray.models.processors import processor_json
-from vidray.storage import Store
+from vidray.sources.labels import LabelledManifest
+from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
-from vidray.training.keeper import replace
-from vidray.training.task import METRICS_FILE
+from vidray.training.loop.checkpoint_writer import replace
+from vidray.training.loop.task import METRICS_FILE
 from vidray.types import ViewConfig
 
 _PACKAGES = ("torch", "torchvision", "transformers", "ray", "av", "numpy")

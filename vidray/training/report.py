@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from vidray.errors import VideoError
-from vidray.fetch import fetch
-from vidray.sandbox import Sandbox
-from vidray.training.clips import part_of, video_of
+from vidray.sandbox.sandbox import Sandbox
+from vidray.storage.fetch import fetch
+from vidray.training.data.clips import part_of, video_of
 from vidray.training.evaluate import Judge, Verdicts, video_scores
 
 NUM_MISTAKES = 8

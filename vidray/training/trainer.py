@@ -22,12 +22,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from vidray.connection import connected, explain, signals_kept
+from vidray.cluster import connected, explain, signals_kept
 from vidray.errors import RunError, TooManyFailuresError, UsageError
 from vidray.training.config import TrainConfig
-from vidray.training.pools import DecodeCpus, check_decode_cpus
-from vidray.training.ranks import Ranks
-from vidray.training.ray_pool import RayPool
+from vidray.training.data.pools import DecodeCpus, check_decode_cpus
+from vidray.training.data.ray_pool import RayPool
+from vidray.training.loop.ranks import Ranks
 from vidray.training.worker import Surroundings, choose_device, work
 
 _CPUS_PER_WORKER_ON_GPU = 1.0

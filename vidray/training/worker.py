@@ -14,21 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from vidray.cpu_tuning import keep_freed_memory
 from vidray.errors import UsageError
-from vidray.process import keep_freed_memory
-from vidray.storage import Store
+from vidray.storage.store import Store
 from vidray.training import report
-from vidray.training.build import build_model
 from vidray.training.config import TrainConfig
-from vidray.training.data import bad_videos_table, check_failure_rate, make_clip_source
+from vidray.training.data.clip_source import bad_videos_table, check_failure_rate, make_clip_source
+from vidray.training.data.pools import MakePool
 from vidray.training.evaluate import Judge, Verdicts, evaluate
-from vidray.training.keeper import StoreKeeper
-from vidray.training.loop import Loop, use_bf16
+from vidray.training.loop.build import build_model
+from vidray.training.loop.checkpoint_writer import StoreKeeper
+from vidray.training.loop.loop import Loop, use_bf16
+from vidray.training.loop.ranks import Ranks
+from vidray.training.loop.task import Progress, Task
 from vidray.training.plan import Plan, read_plan
-from vidray.training.pools import MakePool
 from vidray.training.publish import Result, publish
-from vidray.training.ranks import Ranks
-from vidray.training.task import Progress, Task
 from vidray.training.trackers import Trackers
 
 

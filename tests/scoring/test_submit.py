@@ -1,0 +1,154 @@
+"""Submitted for real: both jobs, on a head with token authentication on loopback, from a clean clone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import runs
+from tests.support.checkpoints import make_videomae
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@contextmanager
+def head(folder: Path, environment: dict[str, str], dashboard_port: int) -> Iterator[None]:
+    """A Ray head that stays in the foreground, so that ending it ends everything that it started.
+
+    Its agent, which starts the jobs, has a port of its own: Ray's default is one for the whole machine, and a head
+    whose agent finds it taken refuses all jobs.
+    """
+    agent_port = free_port()
+    flags = ["--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
+    flags += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+    flags += [f"--dashboard-agent-listen-port={agent_port}", f"--temp-dir={folder}", "--disable-usage-stats"]
+    log = folder.with_suffix(".log").open("w")
+    process = subprocess.Popen([RAY, "start", *flags], env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for port in (dashboard_port, agent_port):
+            runs.wait_until(lambda port=port: answers(port) or process.poll() is not None, what="the head")
+        assert process.poll() is None, folder.with_suffix(".log").read_text()[-3000:]
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        log.close()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A running head, and a clone of this repository to submit jobs from."""
+
+    clone: Path
+    submit: list[str]
+    """What a job's command line is put behind."""
+    with_token: dict[str, str]
+    without: dict[str, str]
+    """Environments of who submits."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """One head for all tests here: it takes longer to start than the jobs."""
+    folder = tmp_path_factory.mktemp("submit")
+    port, token = free_port(), folder / "token"
+    token.write_text("0123456789abcdef" * 4)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where the head finds the job's ``python``
+    without = runs.clean_environment(RAY_AUTH_MODE="token", PYTHONNOUSERSITE="1", PATH=path)
+    with_token = without | {"RAY_AUTH_TOKEN_PATH": str(token)}
+    submit = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", ".", "--"]
+    # Unix sockets have short paths; pytest's folders are too deep for Ray's.
+    ray_folder = Path(f"/tmp/vidray-test-{os.getpid()}")
+    try:
+        with head(ray_folder, with_token, port):
+            yield Cluster(clone=make_clone(folder / "clone"), submit=submit, with_token=with_token, without=without)
+    finally:
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def make_clone(folder: Path) -> Path:
+    """What ``git clone`` would bring, and nothing that lies beside it."""
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=runs.ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, files):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (runs.ROOT / name).is_file():
+            shutil.copy(runs.ROOT / name, target)
+    return folder
+
+
+def test_ray_job_submit_scores_a_bucket_with_the_token_and_is_refused_without(cluster, tmp_path):
+    model = make_videomae(tmp_path / "model")
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=6)
+    job = ["python", "jobs/score.py", "--source", str(tmp_path / "videos"), "--model", str(model)]
+    refused = submit_and_wait(
+        [*cluster.submit, *job, "--output", str(tmp_path / "refused")], cluster.without, cluster.clone
+    )
+    assert refused.returncode != 0
+    assert not (tmp_path / "refused").exists()
+    done = submit_and_wait(
+        [*cluster.submit, *job, *runs.TINY_VIEWS, "--output", str(tmp_path / "out")], cluster.with_token, cluster.clone
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "scored                 6" in done.stdout
+    runs.assert_each_once(tmp_path / "out", uris)
+    assert len(runs.markers(tmp_path / "out")) == 1
+
+
+def test_ray_job_submit_trains_on_two_workers_of_the_cluster(cluster, tmp_path):
+    model = make_videomae(tmp_path / "model", initializer_range=0.02)
+    for label in ("left", "right"):
+        runs.make_bucket(tmp_path / "videos" / label, num_videos=4)
+    places = ["--source", str(tmp_path / "videos"), "--model", str(model), "--output", str(tmp_path / "out")]
+    flags = ["--workers", "2", "--global-batch-size", "4", "--epochs", "1", "--views", "1x1", "--span", "full"]
+    done = submit_and_wait(
+        [*cluster.submit, "python", "jobs/train.py", *places, *flags], cluster.with_token, cluster.clone
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "is finished: accuracy" in done.stdout
+    assert "epoch 1/1 step 2: loss" in done.stdout  # six videos train, four at a time
+    assert json.loads((tmp_path / "out" / "vidray.json").read_text())["labels"] == ["left", "right"]
+    settings = json.loads((tmp_path / "out" / "_train" / "settings.json").read_text())
+    assert settings["global_batch_size"] == 4
+
+
+def submit_and_wait(arguments: list[str], environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    home = cwd.parent / "home"  # no token file of this machine's user counts
+    home.mkdir(exist_ok=True)
+    return subprocess.run(
+        arguments,
+        env=environment | {"HOME": str(home)},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )

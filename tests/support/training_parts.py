@@ -1,0 +1,226 @@
+"""Small real parts for tests of the training engine: networks, clips in memory, and workers over gloo."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from vidray.models.families import FAMILIES, Family
+from vidray.storage.store import Store
+from vidray.training.config import TrainConfig
+from vidray.training.loop.checkpoint_writer import StoreKeeper
+from vidray.training.loop.layers import add_drop_path
+from vidray.training.loop.loop import Loop
+from vidray.training.loop.optim import freeze
+from vidray.training.loop.ranks import Ranks
+from vidray.training.loop.task import Task
+from vidray.types import ViewConfig
+
+VIEW = ViewConfig(num_frames=8, size=32, num_clips=1, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+NUM_LABELS = 3
+CONV = Family(
+    model_type="tiny-conv",
+    module="",
+    model_class="",
+    config_module="",
+    config_class="",
+    default_num_frames=8,
+    default_size=32,
+    input_rule="any",
+    mean=VIEW.mean,
+    std=VIEW.std,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    indices: torch.Tensor
+
+
+class TinyConv(nn.Module):
+    """A network with batch norm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, 6, 3, stride=2)
+        self.norm = nn.BatchNorm3d(6)
+        self.dropout = nn.Dropout(0.2)
+        self.classifier = nn.Linear(6, NUM_LABELS)
+
+    def forward(self, pixel_values: torch.Tensor) -> Any:
+        x = torch.relu(self.norm(self.conv(pixel_values.transpose(1, 2))))
+        return SimpleNamespace(logits=self.classifier(self.dropout(x.mean(dim=(2, 3, 4)))))
+
+
+class MemoryClips:
+    """Random clips whose brightness tells the label, in the order and the shares that training data comes in."""
+
+    def __init__(self, *, num_videos: int, config: TrainConfig, ranks: Ranks, bad: Sequence[int] = ()) -> None:
+        rng = np.random.default_rng(1)
+        self.labels = rng.integers(0, NUM_LABELS, size=num_videos)
+        pixels = rng.integers(0, 128, size=(num_videos, *VIEW.views_shape[1:])) + 60 * self.labels.reshape(
+            -1, 1, 1, 1, 1
+        )
+        self._pixels = torch.from_numpy(pixels.astype(np.uint8))
+        self._config, self._ranks, self._bad = config, ranks, set(bad)
+        self.num_samples = num_videos
+        self.verdicts: dict[int, str] = {}
+        self.messages: dict[int, str] = {}
+        self.seen: list[tuple[int, int]] = []
+
+    def batches(self, epoch: int, start_sample: int) -> Iterator[Batch]:
+        order = np.random.default_rng([self._config.seed, epoch]).permutation(self.num_samples)
+        size = self._config.global_batch_size
+        for start in range(start_sample, self.num_samples, size):
+            yield self._batch(epoch, order[start : start + size])
+
+    def prefetch(self, epoch: int) -> None: ...
+
+    def _batch(self, epoch: int, rows: np.ndarray) -> Batch:
+        share = -(-self._config.global_batch_size // self._ranks.world_size)
+        own = rows[self._ranks.rank * share : (self._ranks.rank + 1) * share]
+        self.seen += [(epoch, int(row)) for row in own]
+        self.verdicts |= {int(row): "corrupt" for row in own if row in self._bad}
+        slots = np.concatenate([own, np.full(share - len(own), -1)])
+        weights = [float(row >= 0 and row not in self._bad) for row in slots]
+        return Batch(
+            pixels=self._pixels[slots],
+            labels=torch.from_numpy(self.labels[slots]),
+            weights=torch.tensor(weights),
+            indices=torch.from_numpy(slots),
+        )
+
+
+def make_model(kind: str) -> tuple[nn.Module, Family]:
+    """``videomae`` or ``conv``, with the same weights every time."""
+    torch.manual_seed(0)
+    if kind == "conv":
+        return TinyConv(), CONV
+    family = FAMILIES["videomae"]
+    model_class, config_class = family.load_classes()
+    config = config_class(
+        image_size=32,
+        patch_size=16,
+        num_frames=8,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=NUM_LABELS,
+        hidden_dropout_prob=0.1 if kind == "videomae" else 0.0,
+    )
+    return model_class(config), family
+
+
+def make_config(output: Path | str = "unused", **values: Any) -> TrainConfig:
+    """Two epochs at a rate that moves the weights."""
+    chosen = {"epochs": 2, "learning_rate": 3e-3, "log_every_steps": 1} | values
+    return TrainConfig(source=("unused",), model="unused", output=str(output), **chosen)
+
+
+class NoKeeper:
+    """Keeps nothing."""
+
+    def save(self, state: object) -> None: ...
+
+    def save_best(self, step: int, weights: object) -> None: ...
+
+
+def make_loop(
+    config: TrainConfig,
+    *,
+    kind: str = "plain",
+    ranks: Ranks | None = None,
+    num_videos: int = 22,
+    bad: Sequence[int] = (),
+    keeper: Any = None,
+    **more: Any,
+) -> Loop:
+    """A loop over clips in memory; its validation says how far the weights are from zero."""
+    ranks = ranks or Ranks()
+    model, family = make_model(kind)
+    add_drop_path(model, family, config.hyper.drop_path)
+    freeze(model, family, backbone=config.freeze_backbone)
+    clips = MemoryClips(num_videos=num_videos, config=config, ranks=ranks, bad=bad)
+    task = Task(
+        config=config, model=model, family=family, view=VIEW, clips=clips, labels=clips.labels, num_labels=NUM_LABELS
+    )
+    return Loop(task, ranks, validate=_validate, keeper=keeper or NoKeeper(), **more)
+
+
+def _validate(model: nn.Module) -> dict[str, float]:
+    size = sum(float(parameter.detach().abs().sum()) for parameter in model.parameters())
+    return {"accuracy": 1 / (1 + size), "nll": size}
+
+
+def start_workers(num_workers: int, folder: Path, options: dict[str, Any]) -> list[Any]:
+    """Start workers over gloo, each in a process of its own; what they found is in ``folder/<rank>.json`` and .pt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.training_parts", "transformers.models.videomae.modeling_videomae"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        context.Process(target=_work, args=(rank, num_workers, port, str(folder), options))
+        for rank in range(num_workers)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def run_workers(num_workers: int, folder: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Start workers, wait, and return what each found."""
+    processes = start_workers(num_workers, folder, options)
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * num_workers
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_workers)]
+
+
+def _work(rank: int, world_size: int, port: int, folder: str, options: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    ranks = Ranks(rank=rank, world_size=world_size)
+    loop_options = dict(options)
+    config = make_config(folder, **loop_options.pop("config"))
+    keeper = StoreKeeper(Store(folder), num_kept=3)
+    loop = make_loop(config, ranks=ranks, keeper=keeper, **loop_options)
+    _log_steps(loop, Path(folder) / f"seen-{rank}.txt")
+    keeper.restore(loop, ranks)
+    loop.run()
+    keeper.finish()
+    found = {"rows": loop.rows, "seen": loop.task.clips.seen, "verdicts": loop.progress.verdicts}
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    torch.save(loop.task.model.state_dict() | {"ema": loop.published_tensors()}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _log_steps(loop: Loop, path: Path) -> None:
+    """Write down what each step saw, at once: ``step epoch row row …``."""
+    step = loop._step
+
+    def logged(batch: Batch) -> None:
+        rows = " ".join(str(int(row)) for row in batch.indices if row >= 0)
+        with path.open("a") as file:
+            file.write(f"{loop.progress.step} {loop.progress.epoch} {rows}\n")
+        step(batch)
+
+    loop._step = logged

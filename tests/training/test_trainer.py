@@ -1,0 +1,199 @@
+"""Ray Train starts the workers, and starts them anew; what they compute is what three plain processes compute."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from tests.support import runs
+from tests.support.checkpoints import make_videomae
+from vidray.cli.demo import motion_video
+from vidray.errors import UsageError
+from vidray.training.config import TrainConfig
+from vidray.training.loop.ranks import Ranks
+from vidray.training.plan import prepare
+from vidray.training.trainer import plan_layout
+from vidray.training.worker import Surroundings, work
+
+FLAGS = {
+    "workers": 3,
+    "threads": 1,
+    "decoders": 1,
+    "epochs": 3,
+    "global_batch_size": 7,
+    "micro_batch_size": 2,
+    "learning_rate": 1e-3,
+    "mixup": 0.8,
+    "drop_path": 0.1,
+    "ema_decay": 0.9,
+    "save_every_steps": 2,
+    "span": "full",
+    "views": "1x1",
+    "validation_share": 0.15,
+    "max_failure_rate": 0.2,
+}
+
+
+def test_workers_that_leave_no_cpu_for_decoding_are_refused_with_what_to_do():
+    """They would wait for ever, without a word."""
+    with pytest.raises(UsageError, match=r"left for decoding.*wait for ever"):
+        plan_layout(make_config(Path(), Path(), Path(), workers=7), {"CPU": 2.0})
+
+
+def test_more_workers_than_gpus_are_refused():
+    with pytest.raises(UsageError, match=r"--workers 3: the cluster has 2 GPUs"):
+        plan_layout(make_config(Path(), Path(), Path()), {"CPU": 16.0, "GPU": 2.0})
+
+
+def test_on_gpus_the_other_cpus_decode():
+    on_gpu, layout = plan_layout(
+        make_config(Path(), Path(), Path(), workers=2, decoders=None), {"CPU": 18.0, "GPU": 2.0}
+    )
+    assert on_gpu
+    assert (layout.num_parallel, layout.cpus_per_task) == (8, 1.0)
+
+
+def make_config(videos: Path, model: Path, output: Path, **values: Any) -> TrainConfig:
+    return TrainConfig(source=(str(videos),), model=str(model), output=str(output), **FLAGS | values)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """Forty moving shapes; one of those that train is no video."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(40):
+        label = ("left", "right")[number % 2]
+        (folder / label).mkdir(exist_ok=True)
+        (folder / label / f"{number:03d}.mp4").write_bytes(motion_video(label, seed=number, num_frames=8))
+    (folder / "left" / "bad.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_videomae(tmp_path_factory.mktemp("model"), initializer_range=0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(videos, model, tmp_path_factory) -> Path:
+    """The output of three plain processes over gloo, without Ray and without any death."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    config = make_config(videos, model, output)
+    prepare(config, say=lambda text: None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vidray.training.worker", "transformers.models.videomae.modeling_videomae"])
+    processes = [context.Process(target=_work, args=(config, rank, port)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    return output
+
+
+def _work(config: TrainConfig, rank: int, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=3)
+    work(config, Surroundings(ranks=Ranks(rank=rank, world_size=3), say=lambda text: None))
+    dist.destroy_process_group()
+
+
+DRIVER = """
+import logging, sys
+import ray
+from vidray.cli.main import main as cli
+
+# More CPUs than this machine has, so that three workers and their decoders fit.
+ray.init(address="local", num_cpus=6, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+sys.exit(cli.main(["train", *sys.argv[1:]]))
+"""
+
+
+def start(config: TrainConfig) -> subprocess.Popen[str]:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in FLAGS.items()]
+    places = [f"--source={config.source[0]}", f"--model={config.model}", f"--output={config.output}"]
+    waits = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_raylet_start_wait_time_s": "120"}
+    env = runs.clean_environment(PYTHONPATH=str(runs.ROOT), **waits)
+    return runs.start([sys.executable, "-c", DRIVER, *places, *flags], env=env)
+
+
+def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training workers that descend from a driver."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def committed(output: Path) -> int:
+    """The last step that is saved."""
+    return max((int(path.parent.name[5:]) for path in output.glob("_train/state/*/COMMIT.json")), default=0)
+
+
+def wait_for_step(driver: subprocess.Popen[str], output: Path, step: int) -> None:
+    runs.wait_until(lambda: committed(output) >= step or driver.poll() is not None, what=f"step {step}", timeout=240)
+    assert driver.poll() is None, driver.communicate()[0][-3000:]
+
+
+def kill_with_all_it_started(driver: subprocess.Popen[str]) -> None:
+    """The driver first, as a machine's death would take it, and then what Ray left of its cluster."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    for process in family:
+        try:
+            process.kill()
+        except psutil.Error:
+            continue
+    driver.communicate()
+    assert driver.returncode == -signal.SIGKILL
+
+
+def test_killed_workers_and_drivers_end_with_the_weights_of_a_run_without_any_death(
+    undisturbed, videos, model, tmp_path
+):
+    """First the driver dies, with all that it started; then, in the next attempt, a worker in the middle of an epoch,
+    and Ray Train starts all three anew."""
+    config = make_config(videos, model, tmp_path / "out")
+    output = Path(config.output)
+    first = start(config)
+    wait_for_step(first, output, 2)
+    kill_with_all_it_started(first)
+    reached = committed(output)
+    assert 2 <= reached < 15
+    second = start(config)
+    wait_for_step(second, output, reached + 2)
+    victims = workers_of(second)
+    assert len(victims) == 3
+    os.kill(victims[1].pid, signal.SIGKILL)
+    text = runs.finish(second, timeout=300)
+    assert text.count("resuming at step") == 2, text
+    mine, other = (load_file(folder / "model.safetensors") for folder in (output, undisturbed))
+    assert mine.keys() == other.keys()
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, other[name]), name
+    assert losses(output) == losses(undisturbed)
+
+
+def losses(output: Path) -> list[tuple[int, str, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["kind"], line.get("loss", line.get("nll"))) for line in lines]

@@ -1,0 +1,215 @@
+"""The command line: ``vidray score --help``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import select
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from vidray import __version__
+from vidray.cpu_tuning import use_one_arena
+from vidray.errors import RunError, TooManyFailuresError, UsageError
+from vidray.flags import config_file_arguments
+from vidray.scoring.config import ScoreConfig
+
+_USAGE = f"""vidray {__version__}: fine-tune video classifiers, and score buckets of videos into Parquet
+
+usage: vidray COMMAND [OPTIONS]
+
+commands:
+  score     score every video of the sources: one row per video, resumable, only what is new
+  preview   show the clips that training or validation would see, as a contact sheet or an animation
+  train     fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
+  evaluate  evaluate a checkpoint on labelled videos
+  convert   make a checkpoint from published weights of MoViNet or PyTorchVideo
+  models    list the models: parameters, input, published accuracy, where their weights are
+  demo      make videos, train a small model on them, score others, and query the result
+
+vidray COMMAND --help explains a command.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0 good, 1 failed, 2 usage, 3 too many failures, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "score": score,
+        "train": train,
+        "evaluate": evaluate,
+        "preview": preview,
+        "convert": convert,
+        "models": models,
+        "demo": demo,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"vidray {__version__}")
+        return 0
+    if arguments[0] not in commands:
+        print(f"vidray: got command {arguments[0]!r}, allowed are {', '.join(commands)}\n\n{_USAGE}", file=sys.stderr)
+        return 2
+    return _guarded(lambda: commands[arguments[0]](arguments[1:]))
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    """Turn what a user can cause into a message and an exit code. A bug of ours keeps its traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return command()
+    except BaseException as error:
+        if code := _asked_to_end(error):
+            print("vidray: interrupted; nothing is broken, the same command goes on from here", file=sys.stderr)
+            return code
+        if isinstance(error, UsageError | TooManyFailuresError | RunError):
+            print(f"vidray: {error}", file=sys.stderr)
+            return {UsageError: 2, TooManyFailuresError: 3}.get(type(error), 1)
+        if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
+            raise
+        sys.stdout = sys.stderr = None
+        return 1
+
+
+class _Terminated(BaseException):
+    """SIGTERM."""
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _asked_to_end(error: BaseException | None) -> int | None:
+    """The exit code of Ctrl-C or SIGTERM, also where something broke on the way out, as Ray's connections may."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return 128 + signal.SIGINT
+        if isinstance(error, _Terminated):
+            return 128 + signal.SIGTERM
+        error = error.__context__
+    return None
+
+
+def _reader_is_gone() -> bool:
+    """True if nobody reads our output any more, as with `| head`."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is no file
+            poll.register(stream.fileno(), 0)  # errors are always told
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def score(arguments: list[str]) -> int:
+    """``vidray score``."""
+    config = parse(ScoreConfig, arguments, prog="vidray score")
+    use_one_arena()  # before there are threads
+    from vidray.scoring.job import ScoreJob
+
+    job = ScoreJob(config)
+    if config.dry_run:
+        print(job.dry_run())
+    else:
+        job.run()
+    return 0
+
+
+def preview(arguments: list[str]) -> int:
+    """``vidray preview``."""
+    from vidray.cli.preview import PreviewConfig, run_preview
+
+    print(run_preview(parse(PreviewConfig, arguments, prog="vidray preview")))
+    return 0
+
+
+def train(arguments: list[str]) -> int:
+    """``vidray train``."""
+    from vidray.training.config import TrainConfig
+
+    config = parse(TrainConfig, arguments, prog="vidray train")
+    from vidray.training import job
+
+    job.train(config, say=_say)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """``vidray evaluate``."""
+    from vidray.training.config import EvaluateConfig
+
+    config = parse(EvaluateConfig, arguments, prog="vidray evaluate")
+    from vidray.training import job
+
+    job.evaluate(config, say=_say)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def demo(arguments: list[str]) -> int:
+    """``vidray demo``."""
+    from vidray.cli.demo import DemoConfig, run_demo
+
+    return run_demo(parse(DemoConfig, arguments, prog="vidray demo"))
+
+
+def convert(arguments: list[str]) -> int:
+    """``vidray convert``."""
+    from vidray.checkpoints.convert import Conversion
+    from vidray.checkpoints.convert import convert as run_conversion
+
+    conversion = parse(Conversion, arguments, prog="vidray convert")
+    meta = run_conversion(conversion)
+    print(f"{conversion.output}: {meta.family}, {len(meta.labels)} labels, fingerprint {meta.fingerprint[:12]}…")
+    return 0
+
+
+def models(arguments: list[str]) -> int:
+    """``vidray models``."""
+    from vidray.models.catalogue import CATALOGUE, ModelsConfig, format_table
+
+    config = parse(ModelsConfig, arguments, prog="vidray models")
+    print(format_table([entry for entry in CATALOGUE if config.family in (None, entry.family)]))
+    return 0
+
+
+def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
+    """A typed config from flags and, with ``--config FILE``, from a YAML file. Flags win over the file.
+
+    Raises UsageError for a file that cannot be read; exits with 2 for flags that are not known.
+    """
+    return tyro.cli(
+        config_class,
+        prog=prog,
+        config=(tyro.conf.OmitArgPrefixes,),
+        args=_config_file(arguments) + arguments,
+    )
+
+
+def _config_file(arguments: list[str]) -> list[str]:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(arguments)[0].config
+    if path is None:
+        return []
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path}: got {type(values).__name__}, allowed is a mapping of flag names to values")
+    given = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
+    return config_file_arguments(values, given=given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

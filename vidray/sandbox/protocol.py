@@ -1,0 +1,209 @@
+"""What a sandbox and its child say to each other: fixed-size binary messages over a SOCK_SEQPACKET pair.
+
+Nothing that the child sends is trusted: every field is checked here before it means anything, and nothing is unpickled.
+::
+
+    parent -> child   one JSON object (ViewConfig, Limits and, for training clips, CropConfig), once
+    child  -> parent  reply 0, "ready"
+    parent -> child   request n: the video lies in the input memory, num_bytes long; which part of it, and a seed
+    child  -> parent  reply n: a status, and either what is known about the video or a message
+
+With ``span="stream"`` reply n holds the first chunk of the video, and further ones are asked for::
+
+    parent -> child   request n + 1, "next": of the same video
+    child  -> parent  reply n + 1: a chunk of fewer frames than the view config says is the last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import struct
+from dataclasses import dataclass, field
+
+from vidray.types import WHOLE, Limits, Part, Status, VideoInfo, ViewConfig
+from vidray.video.random_crops import CropConfig
+
+MAX_CONFIG_BYTES = 65536
+MAX_MESSAGE_BYTES = 1000
+"""A longer error text is cut: it ends up in one row of the output."""
+
+_REQUEST = struct.Struct("<4sIQQ2d")
+"""magic, request id, number of bytes of the video, seed; start and end in seconds (NaN: the file's end)"""
+_REPLY = struct.Struct(f"<4sIB3x5I2d2I2q32sH{MAX_MESSAGE_BYTES}s")
+"""magic, request id, status code; shape V, T, H, W, C; duration, fps; width, height; frames expected, decoded;
+codec; bytes of the message, message"""
+
+REQUEST_BYTES = _REQUEST.size
+REPLY_BYTES = _REPLY.size
+
+_REQUEST_MAGIC = b"vrQ2"
+_NEXT_MAGIC = b"vrN1"
+_REPLY_MAGIC = b"vrA1"
+_STATUSES = (
+    Status.OK,
+    Status.TOO_LARGE,
+    Status.UNSUPPORTED,
+    Status.NO_VIDEO,
+    Status.CORRUPT,
+    Status.DECODE_TIMEOUT,
+    Status.DECODER_CRASHED,
+    Status.OUT_OF_MEMORY,
+)
+"""Status codes by position. A child cannot claim any other: whether an object exists is not its to say."""
+_UNKNOWN = -1
+_MAX_COUNT = 2**53
+_CODEC = re.compile(r"[!-~]{1,32}")
+
+
+class WireError(Exception):
+    """A message that an honest peer would not have sent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """How the child says that one video ended."""
+
+    request_id: int
+    """Which request it answers; 0 for "ready"."""
+    status: Status
+    shape: tuple[int, ...] = (0, 0, 0, 0, 0)
+    """(V, T, H, W, C) of the views, or the chunk, in the output memory; zeros unless status is ok."""
+    info: VideoInfo = field(default_factory=VideoInfo)
+    """What is known about the video, without ``decode_seconds``: the parent's own clock is the one that counts."""
+    message: str = ""
+    """Why there are no views; empty if status is ok."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """How the parent asks for the views, or the training clip, of one video."""
+
+    request_id: int
+    num_bytes: int = 0
+    """Length of the video in the input memory."""
+    seed: int = 0
+    """Decides what is random in a training clip; 0 to 2^64 - 1."""
+    part: Part = WHOLE
+    """What of the file counts as the video."""
+    is_next: bool = False
+    """True: the next chunk of the stream that the last request was about; the other fields mean nothing."""
+
+
+def pack_config(*, view: ViewConfig, limits: Limits, crop: CropConfig | None = None) -> bytes:
+    """The first message to a child. With ``crop`` it makes training clips, without it views."""
+    values = {
+        "view": view.to_dict(),
+        "limits": dataclasses.asdict(limits),
+        "crop": None if crop is None else dataclasses.asdict(crop),
+    }
+    return json.dumps(values).encode()
+
+
+def unpack_config(message: bytes) -> tuple[ViewConfig, Limits, CropConfig | None]:
+    """The inverse of `pack_config`."""
+    values = json.loads(message)
+    crop = values["crop"] and CropConfig.from_dict(values["crop"])
+    return ViewConfig.from_dict(values["view"]), Limits(**values["limits"]), crop
+
+
+def pack_request(request: Request) -> bytes:
+    """A message that asks for what is in the input memory."""
+    start, end = request.part.start_seconds, request.part.end_seconds
+    numbers = request.request_id, request.num_bytes, request.seed, start, math.nan if end is None else end
+    return _REQUEST.pack(_NEXT_MAGIC if request.is_next else _REQUEST_MAGIC, *numbers)
+
+
+def unpack_request(message: bytes) -> Request:
+    """The inverse of `pack_request`. Raises WireError."""
+    if len(message) != _REQUEST.size:
+        raise WireError(f"a request has {_REQUEST.size} bytes, got {len(message)}")
+    magic, request_id, num_bytes, seed, start, end = _REQUEST.unpack(message)
+    if magic not in (_REQUEST_MAGIC, _NEXT_MAGIC):
+        raise WireError(f"a request starts with {_REQUEST_MAGIC!r} or {_NEXT_MAGIC!r}, got {magic!r}")
+    part = Part(start_seconds=start, end_seconds=None if math.isnan(end) else end)
+    is_next = magic == _NEXT_MAGIC
+    return Request(request_id=request_id, num_bytes=num_bytes, seed=seed, part=part, is_next=is_next)
+
+
+def pack_reply(reply: Reply) -> bytes:
+    """A reply of `REPLY_BYTES` bytes; its message is cut where it is too long."""
+    info, message = reply.info, reply.message.encode(errors="replace")[:MAX_MESSAGE_BYTES]
+    status = reply.status if reply.status in _STATUSES else Status.DECODER_CRASHED
+    return _REPLY.pack(
+        _REPLY_MAGIC,
+        reply.request_id,
+        _STATUSES.index(status),
+        *reply.shape,
+        math.nan if info.duration_seconds is None else info.duration_seconds,
+        math.nan if info.fps is None else info.fps,
+        info.width or 0,
+        info.height or 0,
+        _UNKNOWN if info.num_frames_expected is None else info.num_frames_expected,
+        _UNKNOWN if info.num_frames_decoded is None else info.num_frames_decoded,
+        (info.codec or "").encode("ascii", errors="replace"),
+        len(message),
+        message,
+    )
+
+
+def unpack_reply(message: bytes, *, request_id: int) -> Reply:
+    """The reply to ``request_id``, every field checked. Raises WireError."""
+    if len(message) != _REPLY.size:
+        raise WireError(f"a reply has {_REPLY.size} bytes, got {len(message)}")
+    magic, got_id, code, *numbers, codec, num_message_bytes, text = _REPLY.unpack(message)
+    if magic != _REPLY_MAGIC:
+        raise WireError(f"a reply starts with {_REPLY_MAGIC!r}, got {magic!r}")
+    if got_id != request_id:
+        raise WireError(f"expected the reply to request {request_id}, got one to {got_id}")
+    if code >= len(_STATUSES):
+        raise WireError(f"status codes are 0 to {len(_STATUSES) - 1}, got {code}")
+    if num_message_bytes > MAX_MESSAGE_BYTES:
+        raise WireError(f"a message has at most {MAX_MESSAGE_BYTES} bytes, got {num_message_bytes}")
+    return Reply(
+        request_id=got_id,
+        status=_STATUSES[code],
+        shape=tuple(numbers[:5]),
+        info=_info(numbers[5:], codec=codec),
+        message=printable(text[:num_message_bytes]),
+    )
+
+
+def printable(text: bytes) -> str:
+    """``text`` as one line that can be stored and shown anywhere."""
+    decoded = text.decode("utf-8", errors="replace")
+    return "".join(c if c.isprintable() else " " for c in decoded).strip()
+
+
+def _info(numbers: list, *, codec: bytes) -> VideoInfo:
+    duration_seconds, fps, width, height, num_expected, num_decoded = numbers
+    name = codec.rstrip(b"\0").decode("ascii", errors="replace")
+    if name and not _CODEC.fullmatch(name):
+        raise WireError(f"a codec's name is printable ASCII, got {name!r}")
+    return VideoInfo(
+        duration_seconds=_measure(duration_seconds, name="duration_seconds"),
+        fps=_measure(fps, name="fps"),
+        width=_count(width, name="width") or None,
+        height=_count(height, name="height") or None,
+        num_frames_expected=_count(num_expected, name="num_frames_expected"),
+        num_frames_decoded=_count(num_decoded, name="num_frames_decoded"),
+        codec=name or None,
+    )
+
+
+def _measure(value: float, *, name: str) -> float | None:
+    if math.isnan(value):
+        return None
+    if not 0 <= value < math.inf:
+        raise WireError(f"{name} must be finite and at least 0, got {value}")
+    return value
+
+
+def _count(value: int, *, name: str) -> int | None:
+    if value == _UNKNOWN:
+        return None
+    if not 0 <= value <= _MAX_COUNT:
+        raise WireError(f"{name} must be 0 to {_MAX_COUNT}, got {value}")
+    return value

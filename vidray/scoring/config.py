@@ -1,0 +1,157 @@
+"""What a scoring run is asked for: one definition for the flags, the config file and the library."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vidray.errors import UsageError
+from vidray.flags import flag_name, parse_pool, parse_views, require, shown_as
+from vidray.types import Aggregation, Limits, Span, ViewConfig
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+CPUS_PER_PREDICTOR = 8
+"""A model on CPUs scales to about eight threads; beyond that, further replicas do better."""
+MAX_CHUNK_FRAMES = 8
+"""Frames that a stream's model sees at once. On CPUs longer chunks leave the caches, shorter ones cost more calls
+(MoViNet-A0 on one thread: 71 frames/s with 4, 91 with 8, 78 with 16, 75 with 50); a GPU gets many videos at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Score every video of the sources with a model, into Parquet with one row per video."""
+
+    source: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown_as("URI")]
+    """Where the videos are; repeat the flag for several. A folder or prefix, a glob, one video, or a manifest
+    (.csv, .jsonl, .parquet with a `uri` column), on any file system: a path, s3://, gs://, az://, https://."""
+    model: Annotated[str, shown_as("URI|HUB_ID")]
+    """A checkpoint folder (local, s3://, gs://, az://) or a Hugging Face Hub id."""
+    output: Annotated[str, shown_as("URI")]
+    """The folder that the results go to: predictions/ and _runs/. Give every night the same one."""
+
+    views: Annotated[str | None, shown_as("CLIPSxCROPS")] = None
+    """Views per video as CLIPSxCROPS: 5x3, 5x1, 1x1. Default: what the checkpoint was validated with, else 5x1."""
+    span: Span | None = None
+    """What a clip spans: `stride` (num_frames × stride / 30 seconds) or `full` (the whole video).
+    Default: from the checkpoint."""
+    stride: Annotated[int | None, shown_as("INT")] = None
+    """Frames between two sampled frames, at 30 frames per second. Default: from the checkpoint, else 4."""
+    aggregation: Aggregation | None = None
+    """How views become one answer: `prob` (mean of probabilities) or `score` (mean of logits).
+    Default: from the checkpoint, else prob."""
+    top_k: int = 5
+    """Labels kept per video in the column top_k."""
+    streaming: bool = False
+    """Score whole videos frame by frame, in memory that does not grow with their length: every frame at the model's own
+    rate (--stride), hours of them. For networks that keep a state: MoViNet stream."""
+    timeline: Annotated[float | None, shown_as("SECONDS")] = None
+    """With --streaming: also keep the label so far at each multiple of SECONDS of video, in the column timeline."""
+
+    device: Device = "auto"
+    """Where the model runs. auto: on the cluster's GPUs if it has any, else on CPUs."""
+    precision: Precision = "auto"
+    """Arithmetic of the model. auto: bf16 on a GPU that has it, else fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile: slower to start, faster afterwards."""
+    batch_size: Annotated[int | None, shown_as("INT")] = None
+    """Views per forward pass. Default: 16 on a GPU; on a CPU as many as make 2.5 MB, larger ones leave its caches.
+    With --streaming: videos side by side per model replica, each with a decoder of its own. Default: 16 on a GPU, on a
+    CPU two per thread."""
+
+    config: Annotated[str | None, shown_as("FILE")] = None
+    """A YAML file with any of these names and their values, `source: [a, b]` for several. What is typed wins."""
+    run_id: Annotated[str | None, shown_as("NAME")] = None
+    """Name of the run: letters, digits, `.`, `_`, `-`. Default: the newest unfinished run of this configuration is
+    resumed; if there is none, a fresh unique name."""
+    retry_failed: bool = False
+    """Also score again what failed before, whatever the reason."""
+    max_attempts: int = 3
+    """How often a video is tried in all, a night at a time, when it fails for a passing reason
+    (not found, changed, timed out …)."""
+    max_failure_rate: float = 0.05
+    """Exit with code 3 if more than this share of the videos tried in this run failed."""
+    dry_run: bool = False
+    """Say what a run would do, and do nothing."""
+    allow_unconditional_store: bool = False
+    """Accept an output store without conditional writes. Then only the lease keeps two runs apart."""
+
+    rows_per_part: Annotated[int | None, shown_as("INT")] = None
+    """Videos per Parquet part, the unit of commit: a crash costs at most the parts in flight.
+    Default: a hundredth of the run, between 50 and 4000; with --streaming between 5 and 500."""
+    decoders: Annotated[str | None, shown_as("N|MIN:MAX")] = None
+    """Decoding processes, as N or MIN:MAX. Default: from the cluster's CPUs."""
+    predictors: Annotated[str | None, shown_as("N|MIN:MAX")] = None
+    """Model replicas, as N or MIN:MAX. Default: one per GPU, or from the cluster's CPUs."""
+    fetch_threads: int = 8
+    """Objects that each decoding process fetches at a time."""
+    ray_address: Annotated[str | None, shown_as("ADDRESS")] = None
+    """Ray cluster to use. Default: $RAY_ADDRESS (set by `ray job submit`), else Ray is started on this machine."""
+    stall_timeout_seconds: float | None = None
+    """Give up when no video has finished for this long (nodes that never come, for instance).
+    Default: 1800; with --streaming, where one video may take hours, 86400."""
+
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        require(len(self.source) > 0, "--source", self.source, "at least one")
+        require(self.views is None or parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
+        for flag in ("top_k", "max_attempts", "fetch_threads"):
+            require(getattr(self, flag) >= 1, flag_name(flag), getattr(self, flag), "at least 1")
+        for flag in ("stride", "batch_size", "rows_per_part"):
+            value = getattr(self, flag)
+            require(value is None or value >= 1, flag_name(flag), value, "at least 1")
+        require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")
+        stall = self.stall_timeout_seconds
+        require(stall is None or stall > 0, "--stall-timeout-seconds", stall, "above 0")
+        if self.run_id is not None:
+            ok = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", self.run_id)
+            require(
+                bool(ok), "--run-id", self.run_id, "letters, digits, '.', '_', '-', starting with a letter or digit"
+            )
+        for flag in ("decoders", "predictors"):
+            value = getattr(self, flag)
+            require(value is None or parse_pool(value) is not None, f"--{flag}", value, "N or MIN:MAX, at least 1")
+        require(self.timeline is None or self.streaming, "--timeline", self.timeline, "a timeline with --streaming")
+        if self.streaming:
+            self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        """Raise UsageError for what means nothing to a stream, rather than leave it out."""
+        require(self.views in (None, "1x1"), "--views", self.views, "1x1 with --streaming, which sees every frame once")
+        require(self.span is None, "--span", self.span, "none with --streaming, which always sees the whole video")
+        require(self.decoders is None, "--decoders", self.decoders, "none with --streaming; take --batch-size")
+        require(not self.compile, "--compile", self.compile, "not with --streaming, whose chunks differ in length")
+        seconds = self.timeline
+        require(seconds is None or 0 < seconds < math.inf, "--timeline", seconds, "a number of seconds above 0")
+
+    def streams_per_actor(self, num_threads: int | None) -> int:
+        """Videos side by side with --streaming; ``num_threads``: of a model on CPUs, None on a GPU."""
+        return self.batch_size or (16 if num_threads is None else 2 * num_threads)
+
+    @property
+    def stall_seconds(self) -> float:
+        """``stall_timeout_seconds``, or its default."""
+        return self.stall_timeout_seconds or (86400.0 if self.streaming else 1800.0)
+
+    def effective_view(self, checkpoint_view: ViewConfig) -> ViewConfig:
+        """The checkpoint's view config with what was asked for on the command line put in its place.
+
+        Raises UsageError if --timeline asks for more than one entry per sampled frame.
+        """
+        asked: dict[str, Any] = {"span": self.span, "stride": self.stride, "aggregation": self.aggregation}
+        if self.views is not None:
+            asked["num_clips"], asked["num_crops"] = parse_views(self.views) or (1, 1)
+        if self.streaming:
+            asked |= {"span": "stream", "num_clips": 1, "num_crops": 1, "timeline_seconds": self.timeline}
+            asked["num_frames"] = min(checkpoint_view.num_frames, MAX_CHUNK_FRAMES)
+        try:
+            return dataclasses.replace(checkpoint_view, **{k: v for k, v in asked.items() if v is not None})
+        except ValueError as error:
+            raise UsageError(f"--timeline: {error}") from error

@@ -1,0 +1,227 @@
+"""Labelled videos: which label each has, and whether it trains, validates or tests.
+
+    manifest = load_labelled(LabelSource(source=("s3://bucket/ucf101",)))
+    manifest.labels                 # ("ApplyEyeMakeup", "ApplyLipstick", ...), sorted
+    manifest.indices("val")         # rows of manifest.table that validate
+
+Everything that can be wrong with a source is said here, before any GPU is asked for.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vidray.errors import UsageError
+from vidray.sources.label_sources import LabelledRow, read_source
+from vidray.sources.splits import SPLITS, UCF101_GROUP, choose_validation, compile_group_regex, group_of
+
+LABELLED_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("path", pa.binary()),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("label", pa.string()),
+        ("label_id", pa.int32()),
+        ("split", pa.string()),
+        ("group", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+    ]
+)
+"""One row per labelled clip. ``path``: see `vidray.sources.listing.MANIFEST_SCHEMA`. ``label_id``: the label's place
+among the labels. ``split``: train, val or test. Rows of one ``group`` are never on two sides of a split made here.
+``start_seconds``, ``end_seconds``: the part of the file that the label is about; null: from its start, to its end."""
+
+_LABELS_KEY = b"vidray.sources.labels"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSource:
+    """Where labelled videos are, and how a validation part is split off if there is none."""
+
+    source: tuple[str, ...]
+    """Each one of: a folder with a folder per label (perhaps below train/, val/, test/); a table (.csv, .jsonl,
+    .parquet) with `uri` and `label`, or with `label` and `youtube_id` or `file`; a UCF101 list (trainlist01.txt)."""
+    video_root: str | None = None
+    """Folder of the videos that a table with `file` or `youtube_id`, or a UCF101 list, speaks of.
+    Default: the folder that the table or list is in."""
+    group_regex: str | None = None
+    """What stands in this regular expression's first group (or matches it all) is the group of a URI.
+    Default: UCF101's names, v_Label_gNN_cNN; other videos are groups of their own."""
+    group_column: str | None = None
+    """Column of the table that names the group."""
+    validation_share: float = 0.1
+    """Share of the training videos that is split off where no source has a validation part."""
+    seed: int = 0
+    """Decides which groups are split off."""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise UsageError("--source: got none, at least one is needed")
+        if not 0 < self.validation_share < 1:
+            raise UsageError(f"--validation-share: got {self.validation_share}, allowed is between 0 and 1")
+        if self.group_regex is not None and self.group_column is not None:
+            raise UsageError("--group-regex and --group-column both name the group: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledManifest:
+    """Labelled videos in a fixed order."""
+
+    table: pa.Table
+    """Rows of ``LABELLED_SCHEMA``, sorted by uri and start."""
+    labels: tuple[str, ...]
+    """All labels; a label's place is its ``label_id``."""
+
+    def __post_init__(self) -> None:
+        if self.table.schema.names != LABELLED_SCHEMA.names:
+            raise ValueError(f"columns must be {LABELLED_SCHEMA.names}, got {self.table.schema.names}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must differ from each other")
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self.labels)
+
+    def indices(self, split: str) -> np.ndarray:
+        """(N,) int64: the rows of a split, ascending.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+        return np.flatnonzero(pc.equal(self.table["split"], split).to_numpy(zero_copy_only=False))
+
+    def part(self, split: str) -> pa.Table:
+        """The rows of a split, in order."""
+        return self.table.take(pa.array(self.indices(split)))
+
+    def count(self, split: str) -> int:
+        """Rows of a split."""
+        return len(self.indices(split))
+
+    def to_parquet(self) -> bytes:
+        """A Parquet file with the table, and the labels in its metadata; equal manifests give equal bytes."""
+        table = self.table.replace_schema_metadata({_LABELS_KEY: json.dumps(self.labels).encode()})
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        return sink.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes) -> LabelledManifest:
+        """The inverse of `to_parquet`.
+
+        Raises:
+            ValueError: these bytes are no such file.
+        """
+        table = pq.read_table(pa.BufferReader(data))
+        metadata = table.schema.metadata or {}
+        if _LABELS_KEY not in metadata:
+            raise ValueError("not a labelled manifest: the Parquet file has no labels in its metadata")
+        labels = tuple(json.loads(metadata[_LABELS_KEY]))
+        return cls(table=table.replace_schema_metadata(None).cast(LABELLED_SCHEMA), labels=labels)
+
+
+def load_labelled(source: LabelSource) -> LabelledManifest:
+    """What to train with: every row in ``train``, ``val`` or ``test``, with a validation part in any case.
+
+    Raises:
+        UsageError: nothing is there, a label is missing or is the only one, a label has too few videos to split a
+            validation part off, or a label of another part has no training video.
+        RunError: a store failed while it was listed.
+    """
+    rows = _load_rows(source)
+    rows = [row.with_split(row.split or "train") for row in rows]
+    labels = sorted({row.label for row in rows if row.split == "train"})
+    _check_training(rows, labels)
+    if not any(row.split == "val" for row in rows):
+        rows = _split_off(rows, source)
+    return _manifest(rows, labels)
+
+
+def load_for_evaluation(source: LabelSource, labels: Sequence[str]) -> LabelledManifest:
+    """What to evaluate a model with that knows ``labels``. Nothing is split off: rows without a part are ``test``.
+
+    Raises:
+        UsageError: nothing is there, a label is missing, or it is not one of ``labels``.
+        RunError: a store failed while it was listed.
+    """
+    rows = [row.with_split(row.split or "test") for row in _load_rows(source)]
+    _check_known(rows, labels, whose="the model")
+    return _manifest(rows, labels)
+
+
+def _load_rows(source: LabelSource) -> list[LabelledRow]:
+    pattern = UCF101_GROUP if source.group_regex is None else compile_group_regex(source.group_regex)
+    rows = [
+        row if row.group is not None else row.with_group(group_of(row.uri, pattern))
+        for one in source.source
+        for row in read_source(one, video_root=source.video_root, group_column=source.group_column)
+    ]
+    if not rows:
+        raise UsageError(f"no labelled video in {', '.join(source.source)}")
+    return _without_doubles(sorted(rows, key=lambda row: row.key))
+
+
+def _without_doubles(rows: list[LabelledRow]) -> list[LabelledRow]:
+    """One row per clip; the same clip under two labels or in two parts is an error. ``rows`` are sorted by key."""
+    kept: list[LabelledRow] = []
+    for row in rows:
+        if kept and kept[-1].key == row.key:
+            first = kept[-1]
+            if (first.label, first.split) != (row.label, row.split):
+                both = " and as ".join(f"{r.label!r}{f' in {r.split}' if r.split else ''}" for r in (first, row))
+                raise UsageError(f"{row.uri} is listed twice, as {both}")
+        else:
+            kept.append(row)
+    return kept
+
+
+def _check_training(rows: list[LabelledRow], labels: list[str]) -> None:
+    counts = Counter(row.split or "" for row in rows)
+    if not counts["train"]:
+        raise UsageError(f"no training video among {len(rows)} rows: all are in {', '.join(sorted(counts))}")
+    if len(labels) == 1:
+        raise UsageError(f"all {counts['train']} training videos have the label {labels[0]!r}; at least two are needed")
+    _check_known(rows, labels, whose="the training part")
+
+
+def _check_known(rows: list[LabelledRow], labels: Sequence[str], *, whose: str) -> None:
+    known = set(labels)
+    strange = Counter((row.label, row.split) for row in rows if row.label not in known)
+    if not strange:
+        return
+    named = ", ".join(f"{label!r} ({count} in {split})" for (label, split), count in sorted(strange.items())[:5])
+    raise UsageError(
+        f"{whose} does not know these labels: {named}{' ...' if len(strange) > 5 else ''}; it knows {len(known)}, "
+        f"such as {', '.join(map(repr, sorted(known)[:5]))}"
+    )
+
+
+def _split_off(rows: list[LabelledRow], source: LabelSource) -> list[LabelledRow]:
+    training = [row for row in rows if row.split == "train"]
+    groups = [row.group or row.uri for row in training]
+    chosen = choose_validation(
+        [row.label for row in training], groups, fraction=source.validation_share, seed=source.seed
+    )
+    return [row.with_split("val") if row.split == "train" and (row.group or row.uri) in chosen else row for row in rows]
+
+
+def _manifest(rows: list[LabelledRow], labels: Sequence[str]) -> LabelledManifest:
+    ids = {label: i for i, label in enumerate(labels)}
+    columns = {name: [getattr(row, name) for row in rows] for name in LABELLED_SCHEMA.names if name != "label_id"}
+    columns["label_id"] = [ids[row.label] for row in rows]
+    arrays = [pa.array(columns[field.name], field.type) for field in LABELLED_SCHEMA]
+    return LabelledManifest(table=pa.Table.from_arrays(arrays, schema=LABELLED_SCHEMA), labels=tuple(labels))

@@ -1,0 +1,163 @@
+"""From sources to the rows to process: one per video, sorted, none twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vidray.errors import RunError, UsageError
+from vidray.sources.listing import MANIFEST_SCHEMA, Rows, Tasks, spell, version_at, walk
+from vidray.sources.manifest_file import add_manifest, is_manifest
+from vidray.sources.patterns import VIDEO_EXTENSIONS, GlobMatches, VideosOnly
+from vidray.storage.location import Location, locate, split_bucket
+from vidray.storage.retry import describe, is_access_denied, with_retries
+
+__all__ = ["MANIFEST_SCHEMA", "VIDEO_EXTENSIONS", "list_sources"]
+
+_ROWS_PER_SLICE = 1_000_000
+_MAGIC = re.compile(r"[*?\[]")
+_WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+
+
+def list_sources(
+    sources: Sequence[str], *, num_threads: int = 16, on_progress: Callable[[int], None] | None = None
+) -> pa.Table:
+    """Lists videos.
+
+    Args:
+        sources: each one of: a folder (all videos at any depth, by ``VIDEO_EXTENSIONS``; hidden names are left out), a
+            glob (``*``, ``?``, ``[...]`` within a name, ``**`` for any number of folders; every file that matches), one
+            object, or a manifest (``.csv``, ``.jsonl``, ``.ndjson``, ``.parquet``) with a column ``uri`` and, if there,
+            ``size_bytes``, ``etag`` and ``label``. Relative URIs in it start at its folder.
+        num_threads: requests at once.
+        on_progress: called now and then with the number of rows found so far.
+
+    Returns:
+        Rows of ``MANIFEST_SCHEMA``, sorted by ``uri``, each URI once (with a label, if any source has one). Local files
+        have plain absolute paths. Objects of a manifest that do not exist have neither size nor etag.
+
+    Raises:
+        UsageError: a source does not exist, holds nothing, or cannot be listed as asked.
+        RunError: a store failed while it was listed. There is no partial listing.
+    """
+    tables: list[pa.Table] = []
+    num_before = 0
+    for source in sources:
+        rows = Rows()
+        _list_one(source, rows, num_threads, _reporter(on_progress, rows, num_before))
+        tables.append(rows.table())
+        num_before += rows.num_rows
+    return _merge(pa.concat_tables(tables or [MANIFEST_SCHEMA.empty_table()]))
+
+
+def _reporter(on_progress: Callable[[int], None] | None, rows: Rows, num_before: int) -> Callable[[], None]:
+    def report() -> None:
+        if on_progress is not None:
+            on_progress(num_before + rows.num_rows)
+
+    return report
+
+
+def _list_one(source: str, rows: Rows, num_threads: int, report: Callable[[], None]) -> None:
+    try:
+        with Tasks(num_threads) as tasks:
+            looked_for = _start(source, rows, tasks)
+            tasks.join(report)
+            report()
+    except (UsageError, RunError):
+        raise
+    except Exception as error:
+        is_known = isinstance(error, FileNotFoundError | NotADirectoryError) or is_access_denied(error)
+        raise (UsageError if is_known else RunError)(f"cannot list {source!r}: {describe(error)}") from error
+    if rows.num_rows == 0:
+        others = f"; {rows.num_skipped} other files are there" if rows.num_skipped else ""
+        raise UsageError(f"nothing found in {source!r}: looked for {looked_for}{others}")
+
+
+def _start(source: str, rows: Rows, tasks: Tasks) -> str:
+    """Spawns the listing of one source; returns what is looked for, in words."""
+    place = locate(source)
+    if _is_glob(place):
+        _start_glob(place, rows, tasks)
+        return "files that match this pattern (`**` stands for any number of folders)"
+    if is_manifest(place):
+        add_manifest(place, rows, tasks)
+        return "rows of a manifest"
+    version = None if source.endswith("/") else version_at(place)
+    if version is None:
+        walk(place, VideosOnly(), rows, tasks)
+        return f"an object of this name, or a folder with names that end in {' '.join(sorted(VIDEO_EXTENSIONS))}"
+    uri, path = spell(place.uri)
+    rows.add([uri], [version], paths=[path])
+    return "an object of this name"
+
+
+def _is_glob(place: Location) -> bool:
+    """True if the path has wildcards, and nothing of that very name exists."""
+    if place.kind not in ("local", "http") and _MAGIC.search(split_bucket(place.path.lstrip("/"))[0]):
+        raise UsageError(f"{place.uri!r} has a wildcard in the bucket's name; allowed are wildcards after it")
+    if place.kind == "http":  # there, ? starts a query
+        return "*" in place.path
+    return _MAGIC.search(place.path) is not None and not _exists(place)
+
+
+def _exists(place: Location) -> bool:
+    if place.kind == "local":
+        return os.path.lexists(place.path)
+    if place.kind != "s3":
+        return with_retries(lambda: place.fs.exists(place.path))
+    bucket, key = split_bucket(place.path)
+    if version_at(place) is not None:
+        return True
+    page = with_retries(lambda: place.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1))
+    return bool(page.get("Contents"))
+
+
+def _start_glob(place: Location, rows: Rows, tasks: Tasks) -> None:
+    magic = _MAGIC.search(place.path) if place.kind != "http" else re.search(r"\*", place.path)
+    assert magic is not None
+    base, _, name_start = place.path[: magic.start()].rpartition("/")
+    pattern = place.path[len(base) + 1 :]
+    try:
+        keep = GlobMatches(pattern)
+    except ValueError as error:
+        raise UsageError(f"cannot understand the pattern {place.uri!r}: {error}") from error
+    folder = dataclasses.replace(place, path=base + ("/" if place.kind == "http" or not base else ""))
+    walk(folder, keep, rows, tasks, name_start=name_start)
+
+
+def _merge(table: pa.Table) -> pa.Table:
+    """Sorts by URI and keeps one row of each, preferably one with a label, then one with an etag."""
+    # 32-bit string offsets overflow at 2 GB of URIs when rows are taken in another order.
+    wide = table.cast(pa.schema([field.with_type(_WIDE.get(field.type, field.type)) for field in table.schema]))
+    rank = pc.add(pc.multiply(_is_null(wide["label"]), 2), _is_null(wide["etag"]))
+    keys = pa.table({"uri": wide["uri"], "rank": rank})
+    order = pc.sort_indices(keys, sort_keys=[("uri", "ascending"), ("rank", "ascending")])
+    uris = wide["uri"].take(order).combine_chunks()
+    if len(uris) == 0:
+        return table
+    is_first = pa.concat_arrays([pa.array([True]), pc.not_equal(uris[1:], uris[:-1])])
+    _check_spelling(uris, wide["path"].take(order), is_first)
+    chosen = order.filter(is_first)
+    slices = [chosen[at : at + _ROWS_PER_SLICE] for at in range(0, len(chosen), _ROWS_PER_SLICE)]
+    return pa.concat_tables([wide.take(part).cast(MANIFEST_SCHEMA) for part in slices])
+
+
+def _is_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.cast(pc.is_null(column), pa.int8())
+
+
+def _check_spelling(uris: pa.Array, paths: pa.ChunkedArray, is_first: pa.Array) -> None:
+    """A name with a byte that is not UTF-8 can look like one with a backslash in it: two files, one URI."""
+    if paths.null_count == len(paths):
+        return
+    raw = pc.fill_null(paths, b"").combine_chunks()
+    is_twice = pc.and_(pc.invert(is_first[1:]), pc.not_equal(raw[1:], raw[:-1]))
+    if pc.any(is_twice).as_py():
+        uri = uris[1:].filter(is_twice)[0].as_py()
+        raise UsageError(f"two files have the same URI {uri!r}: one of them has bytes that are not UTF-8. Rename it")

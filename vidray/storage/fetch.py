@@ -1,0 +1,185 @@
+"""The bytes of one object, of the version that was listed, or a ``VideoError`` that says why not.
+
+Safe to call from many threads. Bytes are bounded: never more than ``Limits.max_object_bytes`` are held for one object.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any, NoReturn
+
+from fsspec.asyn import sync
+
+from vidray.errors import UsageError, VideoError
+from vidray.storage.location import Location, etag_of, local_etag, locate, split_bucket, unquote_etag
+from vidray.storage.retry import describe, http_status, is_access_denied, is_transient, with_retries
+from vidray.types import Limits, Status, VideoRef
+
+_HTTP_CHUNK_BYTES = 1 << 20
+
+
+def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
+    """The whole object, if it is still the version that ``ref`` names.
+
+    A ref without an etag takes any version; a size alone is compared then.
+
+    Raises:
+        VideoError: NOT_FOUND, ACCESS_DENIED, TOO_LARGE (known before it is read where the store tells the size),
+            CHANGED (other than listed, or replaced while it was read), UNSUPPORTED (not a regular file), FETCH_FAILED.
+    """
+    if ref.size_bytes is not None:
+        _check_size(ref.size_bytes, limits)
+    try:
+        place = locate(ref.uri)
+        data = with_retries(lambda: _read(place, ref, limits), is_worth_it=_is_worth_it)
+    except VideoError:
+        raise
+    except Exception as error:
+        raise _as_video_error(error) from error
+    if ref.etag is None and ref.size_bytes not in (None, len(data)):
+        _changed(f"listed with {ref.size_bytes} bytes, has {len(data)} now")
+    return data
+
+
+def _is_worth_it(error: BaseException) -> bool:
+    return not isinstance(error, VideoError | UsageError) and is_transient(error)
+
+
+def _as_video_error(error: Exception) -> VideoError:
+    status = Status.FETCH_FAILED
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or http_status(error) in (404, 410):
+        status = Status.NOT_FOUND
+    elif is_access_denied(error):
+        status = Status.ACCESS_DENIED
+    elif http_status(error) == 412:
+        status = Status.CHANGED
+    elif isinstance(error, IsADirectoryError):
+        status = Status.UNSUPPORTED
+    return VideoError(status, describe(error))
+
+
+def _read(place: Location, ref: VideoRef, limits: Limits) -> bytes:
+    match place.kind:
+        case "local":
+            return _read_local(ref.path or os.fsencode(place.path), ref, limits)
+        case "s3":
+            return sync(place.fs.loop, _read_s3, place, ref, limits)
+        case "azure":
+            return sync(place.fs.loop, _read_azure, place, ref, limits)
+        case "http":
+            return sync(place.fs.loop, _read_http, place, ref, limits)
+        case _:
+            return _read_any(place, ref, limits)
+
+
+def _check_size(size_bytes: int, limits: Limits) -> None:
+    if size_bytes > limits.max_object_bytes:
+        raise VideoError(Status.TOO_LARGE, f"{size_bytes} bytes, allowed are {limits.max_object_bytes}")
+
+
+def _check_etag(ref: VideoRef, etag: str | None) -> None:
+    if ref.etag is not None and etag != ref.etag:
+        _changed(f"listed as {ref.etag}, is {etag} now")
+
+
+def _changed(how: str) -> NoReturn:
+    raise VideoError(Status.CHANGED, f"the object changed after it was listed: {how}")
+
+
+def _read_local(path: bytes, ref: VideoRef, limits: Limits) -> bytes:
+    descriptor = _open_regular(path)
+    with open(descriptor, "rb") as file:
+        before = os.fstat(descriptor)
+        _check_regular(before)
+        _check_etag(ref, local_etag(before))
+        _check_size(before.st_size, limits)
+        data = file.read(before.st_size + 1)
+        if len(data) != before.st_size or local_etag(os.fstat(descriptor)) != local_etag(before):
+            _changed("it was written to while it was read")
+    return data
+
+
+def _open_regular(path: bytes) -> int:
+    """A descriptor of what may be a regular file. Opening a pipe or a device must neither wait nor do anything."""
+    _check_regular(os.stat(path))
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise VideoError(Status.UNSUPPORTED, "not a regular file") from error
+        raise
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(Status.UNSUPPORTED, f"not a regular file: mode {stat.filemode(status.st_mode)}")
+
+
+async def _read_s3(place: Location, ref: VideoRef, limits: Limits) -> bytes:
+    bucket, key = split_bucket(place.path)
+    condition = {} if ref.etag is None else {"IfMatch": f'"{ref.etag}"'}
+    reply = await place.fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
+    async with reply["Body"] as body:
+        _check_etag(ref, unquote_etag(reply["ETag"]))  # stores that ignore If-Match
+        _check_size(reply["ContentLength"], limits)
+        return await body.read()
+
+
+async def _read_azure(place: Location, ref: VideoRef, limits: Limits) -> bytes:
+    from azure.core import MatchConditions
+
+    container, key = split_bucket(place.path)
+    condition = {} if ref.etag is None else {"etag": f'"{ref.etag}"', "match_condition": MatchConditions.IfNotModified}
+    async with place.fs.service_client.get_blob_client(container=container, blob=key) as blob:
+        try:
+            stream = await blob.download_blob(**condition)
+        except Exception as error:
+            if http_status(error) == 412 and not await blob.exists():
+                raise FileNotFoundError(place.uri) from error
+            raise
+        _check_size(stream.size, limits)
+        return await stream.readall()
+
+
+async def _read_http(place: Location, ref: VideoRef, limits: Limits) -> bytes:
+    session = await place.fs.set_session()
+    url = place.fs.encode_url(place.path)
+    async with session.get(url, headers={"Accept-Encoding": "identity"}, **_http_options(place.fs)) as reply:
+        reply.raise_for_status()
+        _check_etag(ref, etag_of(reply.headers))
+        _check_size(reply.content_length or 0, limits)
+        data = bytearray()
+        async for chunk in reply.content.iter_chunked(_HTTP_CHUNK_BYTES):
+            data += chunk
+            _check_size(len(data), limits)
+        return bytes(data)
+
+
+def _http_options(fs: Any) -> dict[str, Any]:
+    return {name: value for name, value in fs.kwargs.items() if name != "headers"}
+
+
+def _read_any(place: Location, ref: VideoRef, limits: Limits) -> bytes:
+    """For file systems without a conditional read: the version is compared before and after."""
+    place.fs.invalidate_cache()
+    before = place.fs.info(place.path)
+    if before["type"] != "file":
+        raise VideoError(Status.UNSUPPORTED, f"not a file but a {before['type']}")
+    _check_etag(ref, etag_of(before))
+    if before.get("size") is None:
+        data = _read_bounded(place, limits)
+    else:
+        _check_size(before["size"], limits)
+        data = place.fs.cat_file(place.path)
+    if etag_of(place.fs.info(place.path)) != etag_of(before) or before.get("size") not in (None, len(data)):
+        _changed("it was replaced while it was read")
+    return data
+
+
+def _read_bounded(place: Location, limits: Limits) -> bytes:
+    with place.fs.open(place.path, "rb") as file:
+        data = file.read(limits.max_object_bytes + 1)
+    _check_size(len(data), limits)
+    return data

@@ -1,0 +1,188 @@
+"""A lease on an output: one driver at a time plans and writes.
+
+It needs nothing from the store but conditional creation. The lease is a chain of small objects with rising numbers,
+``_lease/000000000042.json``; who creates the next number holds the lease, and renews it by creating the number after.
+The number is the fencing token. Expiry is judged by the waiter's own clock (the newest number has not moved for
+``TTL_SECONDS``), so clocks of different machines are never compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidray.errors import RunError
+from vidray.storage.store import Store
+
+TTL_SECONDS = 60.0
+"""A lease that was not renewed for this long is free to take."""
+
+_FOLDER = "_lease"
+
+
+class LeaseLostError(RunError):
+    """Another driver has taken the output; what this one does from now on would not count."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    number: int
+    holder: dict[str, Any]
+
+
+class Lease:
+    """Holds an output until it is released or its process dies."""
+
+    def __init__(self, store: Store, *, ttl_seconds: float = TTL_SECONDS) -> None:
+        self._store = store
+        self._ttl_seconds = ttl_seconds
+        self._id = uuid.uuid4().hex
+        self._lock = threading.Lock()
+        self._number = 0
+        self._renewed_at = 0.0
+        self._lost: str | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def token(self) -> int:
+        """The fencing token: rises with every renewal and every change of hands."""
+        return self._number
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Lease]:
+        """Acquire, renew in the background, release."""
+        self._acquire()
+        self._thread = threading.Thread(target=self._renew_until_stopped, name="vidray-lease", daemon=True)
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            self._thread.join()
+            self._release()
+
+    def check(self) -> None:
+        """Raise LeaseLostError unless the lease is surely still ours. Call it before every write that counts."""
+        if self._lost is None and _now() - self._renewed_at < self._ttl_seconds * 0.8:
+            return
+        if self._lost is None:  # we slept (a suspended machine, a stuck store): ask the store, do not guess
+            self._renew()
+        if self._lost is not None:
+            raise LeaseLostError(f"the lease on {self._store.uri} was taken over: {self._lost}")
+
+    def _acquire(self) -> None:
+        newest, seen_at = self._newest(), _now()
+        while newest is not None and not _is_free(newest):
+            if _now() - seen_at > self._ttl_seconds:
+                break
+            self._stop.wait(min(1.0, self._ttl_seconds / 20))
+            again = self._newest()
+            if again is not None and again.number != newest.number and not _is_free(again):
+                raise RunError(
+                    f"another run is working on {self._store.uri}: {_describe(again)}. "
+                    "Wait until it has ended, or stop it; two runs at once would score the same videos twice"
+                )
+            newest = again
+        if not self._take((newest.number if newest else 0) + 1):
+            raise RunError(f"another run took {self._store.uri} at the same moment; run the command again")
+
+    def _take(self, number: int, **extra: Any) -> bool:
+        try:
+            self._store.create(_path(number), json.dumps(_me() | {"id": self._id} | extra).encode())
+        except FileExistsError:
+            if self._read(number).get("id") != self._id:  # else ours: the acknowledgement was lost
+                return False
+        # Numbers below the newest are deleted by their holder, so one that was free may be long past.
+        newest = self._newest()
+        if newest is None or newest.number != number:
+            self._store.delete(_path(number))
+            return False
+        self._number, self._renewed_at = number, _now()
+        return True
+
+    def _renew_until_stopped(self) -> None:
+        while not self._stop.wait(self._ttl_seconds / 6):
+            # A store that does not answer now may answer next time; check() decides when it is too late.
+            with contextlib.suppress(OSError, RunError):
+                self._renew()
+            if self._lost is not None:
+                return
+
+    def _renew(self) -> None:
+        with self._lock:
+            before = self._number
+            if self._take(before + 1):
+                self._store.delete(_path(before - 1))
+            else:
+                newest = self._newest()
+                self._lost = _describe(newest) if newest else "its objects were deleted"
+
+    def _release(self) -> None:
+        if self._lost is None:
+            with contextlib.suppress(OSError, RunError):
+                last = self._number
+                if self._take(last + 1, released=True):
+                    for number in (last, last - 1):
+                        self._store.delete(_path(number))
+
+    def _newest(self) -> _Entry | None:
+        numbers = [int(Path(path).stem) for path in self._store.list(_FOLDER) if Path(path).stem.isdigit()]
+        for number in sorted(numbers, reverse=True):
+            try:
+                return _Entry(number=number, holder=self._read(number))
+            except FileNotFoundError:  # deleted by its holder between our listing and our reading
+                continue
+        return None
+
+    def _read(self, number: int) -> dict[str, Any]:
+        return json.loads(self._store.read(_path(number)))
+
+
+def _path(number: int) -> str:
+    return f"{_FOLDER}/{number:012d}.json"
+
+
+def _now() -> float:
+    # Unlike CLOCK_MONOTONIC it goes on while the machine is suspended, when others may take the lease.
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def _me() -> dict[str, Any]:
+    pid = os.getpid()
+    boot, started = _process_identity(pid)
+    return {"host": socket.gethostname(), "pid": pid, "boot": boot, "started": started}
+
+
+def _process_identity(pid: int) -> tuple[str, str]:
+    """Which boot and PID namespace we are in, and when the process started; empty where the system does not tell."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if fields[0] not in "ZX":
+                return boot, fields[19]
+        return boot, ""
+    return "", ""
+
+
+def _is_free(entry: _Entry) -> bool:
+    """Released, or held by a process of this very machine that is surely dead."""
+    holder = entry.holder
+    if holder.get("released"):
+        return True
+    boot, started = _process_identity(int(holder["pid"]))
+    return bool(boot) and boot == holder["boot"] and started != holder["started"]
+
+
+def _describe(entry: _Entry) -> str:
+    return f"process {entry.holder['pid']} on {entry.holder['host']} (lease {entry.number})"

@@ -1,0 +1,288 @@
+"""An output folder on any file system, where an object is created whole, once, by one writer.
+
+What this module promises, the exactly-once of a run rests on: ``Store.create`` never replaces an object, never leaves a
+part of one behind, and of many writers of the same path lets exactly one succeed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import threading
+import uuid
+from typing import Any
+
+from vidray.errors import UsageError
+from vidray.storage.location import Location, locate, split_bucket
+from vidray.storage.retry import describe, http_status, is_transient, with_retries
+
+_WRITABLE = ("local", "s3", "gcs", "azure", "memory")
+_TEMPORARY = ".vidray-tmp-"
+"""How names of unfinished local files start. They are no objects: ``list`` does not show them."""
+_memory_lock = threading.Lock()
+
+
+class Store:
+    """An output folder. Paths are relative to it, with ``/`` between parts; missing folders are made."""
+
+    def __init__(self, uri: str, *, conditional: bool = True) -> None:
+        """
+        Args:
+            uri: the folder, on a local disk, S3, GCS, Azure or in memory.
+            conditional: False for a store that ignores or refuses conditional writes: ``create`` then looks first
+                and writes after, and two writers at the same moment can both succeed.
+
+        Raises:
+            UsageError: the protocol is unknown, not installed, or cannot be an output.
+        """
+        self._place = locate(uri)
+        self._conditional = conditional
+        if self._place.kind not in _WRITABLE:
+            raise UsageError(f"{uri} cannot be an output: allowed are local paths, s3, gs, az, abfs and memory")
+
+    @property
+    def uri(self) -> str:
+        """The folder's URI; a plain absolute path for a local one."""
+        return self._place.uri
+
+    def uri_for(self, path: str) -> str:
+        """The URI of an object in this folder."""
+        return self._place.uri_of(self._full(path))
+
+    def create(self, path: str, data: bytes) -> None:
+        """Writes a new object, whole or not at all.
+
+        Raises:
+            FileExistsError: there is one already. It may be this very one, if the store's reply to a successful write
+                was lost on its way: read it back to find out.
+        """
+        full = self._full(path)
+        if not self._conditional and self.exists(path):
+            raise FileExistsError(self.uri_for(path))
+        try:
+            with_retries(lambda: self._create(full, data), is_worth_it=_is_worth_another_put)
+        except Exception as error:
+            if isinstance(error, FileExistsError) or (self._conditional and http_status(error) == 412):
+                raise FileExistsError(self.uri_for(path)) from error
+            raise
+
+    def read(self, path: str) -> bytes:
+        """The whole object. Raises FileNotFoundError if there is none."""
+        return with_retries(lambda: self._read(self._full(path)))
+
+    def exists(self, path: str) -> bool:
+        """True if there is an object (not a folder) of this name now."""
+        full = self._full(path)
+        if self._place.kind == "local":
+            return os.path.isfile(full)
+        try:
+            return with_retries(lambda: self._info(full))["type"] == "file"
+        except FileNotFoundError:
+            return False
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Paths of all objects below a folder, at any depth, sorted; [] if there is no such folder."""
+        place = self._place
+        folder = self._full(prefix) if prefix.strip("/") else place.path
+        found = with_retries(lambda: _list_files(place, folder))
+        start = len(place.path.rstrip("/")) + 1
+        return sorted(name[start:] for name in found)
+
+    def delete(self, path: str) -> None:
+        """Removes an object, if it is there."""
+        with_retries(lambda: self._delete(self._full(path)))
+
+    def probe(self) -> None:
+        """Makes sure that objects can be created here, and that a second writer of the same path is turned away.
+
+        Raises:
+            UsageError: it is not so; the message says which of the two.
+        """
+        path, data = f".vidray-probe-{uuid.uuid4().hex}", b"written by vidray to try conditional writes"
+        try:
+            self._probe_once(path, data)
+            if self._conditional and not self._is_turned_away(path, data):
+                raise UsageError(
+                    f"{self.uri} ignores conditional writes: a second write of the same object succeeded, so two runs "
+                    "could replace each other's parts. --allow-unconditional-store would rely on the lease alone"
+                )
+        finally:
+            with contextlib.suppress(Exception):
+                self.delete(path)
+
+    def _probe_once(self, path: str, data: bytes) -> None:
+        try:
+            with contextlib.suppress(FileExistsError):  # a lost reply: the name is unique, so the object is ours
+                self.create(path, data)
+        except Exception as error:
+            hint = ""
+            if http_status(error) == 501 or getattr(error, "errno", None) in _NO_LINKS:
+                hint = ". It refuses conditional writes; --allow-unconditional-store would rely on the lease alone"
+            raise UsageError(f"cannot write to {self.uri}: {describe(error)}{hint}") from error
+
+    def _is_turned_away(self, path: str, data: bytes) -> bool:
+        try:
+            self.create(path, data)
+        except FileExistsError:
+            return True
+        except Exception as error:
+            raise UsageError(f"cannot write to {self.uri}: {describe(error)}") from error
+        return False
+
+    def _full(self, path: str) -> str:
+        parts = path.split("/")
+        if not path or any(part in ("", ".", "..") for part in parts):
+            raise ValueError(f"a path in a store is relative, without empty parts, '.' and '..', got {path!r}")
+        return self._place.join(path)
+
+    def _create(self, full: str, data: bytes) -> None:
+        fs = self._place.fs
+        match self._place.kind:
+            case "local":
+                create_local(full, data, conditional=self._conditional)
+            case "s3":
+                # One PUT whatever the size: S3 checks the condition of a multipart upload only when it is completed,
+                # and not every store does so then.
+                bucket, key = split_bucket(full)
+                condition = {"IfNoneMatch": "*"} if self._conditional else {}
+                fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+            case "gcs":
+                fs.pipe_file(full, data, mode="create" if self._conditional else "overwrite")
+            case "azure":
+                fs.pipe_file(full, data, overwrite=not self._conditional)
+            case _:
+                with _memory_lock:
+                    if self._conditional and fs.exists(full):
+                        raise FileExistsError(full)
+                    fs.pipe_file(full, data)
+
+    def _read(self, full: str) -> bytes:
+        if self._place.kind == "local":
+            with open(full, "rb") as file:
+                return file.read()
+        return self._place.fs.cat_file(full)
+
+    def _info(self, full: str) -> dict[str, Any]:
+        return self._place.fs.info(full)
+
+    def _delete(self, full: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self._place.kind == "local":
+                os.unlink(full)
+            elif self._place.kind == "s3":
+                bucket, key = split_bucket(full)
+                self._place.fs.call_s3("delete_object", Bucket=bucket, Key=key)
+            else:
+                self._place.fs.rm_file(full)
+
+
+def _is_worth_another_put(error: BaseException) -> bool:
+    """S3 answers 409 while another conditional write of the same key is under way: ask again who won."""
+    return not isinstance(error, FileExistsError) and (http_status(error) == 409 or is_transient(error))
+
+
+def _list_files(place: Location, folder: str) -> list[str]:
+    if place.kind == "local":
+        return [
+            os.path.join(path, name)
+            for path, _, names in os.walk(folder, onerror=_raise_unless_missing)
+            for name in names
+            if not name.startswith(_TEMPORARY)
+        ]
+    place.fs.invalidate_cache()
+    try:
+        found = place.fs.find(folder, withdirs=False)
+    except FileNotFoundError:
+        return []
+    # The file systems' find also answers an object that has the folder's own name.
+    return [name for name in found if name.startswith(folder.rstrip("/") + "/")]
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
+"""What file systems without hard links answer: FAT, some FUSE and network mounts."""
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+
+
+def create_local(path: str, data: bytes, *, conditional: bool = True) -> None:
+    """Creates a local file, whole and on disk, or not at all, whenever the process or the machine dies.
+
+    A rename replaces silently what is there, so the finished temporary file gets its name by a hard link, which fails
+    if the name is taken.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    folder = os.path.dirname(path)
+    if conditional and os.path.lexists(path):
+        raise FileExistsError(path)
+    _make_folder(folder)
+    temporary = os.path.join(folder, _TEMPORARY + uuid.uuid4().hex)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if conditional:
+            _name_exclusively(temporary, path)
+        else:
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    _sync_folder(folder)
+
+
+def _name_exclusively(temporary: str, path: str) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # On NFS the reply to a successful link can be lost, and the next try then finds our own file.
+        if not os.path.samefile(temporary, path):
+            raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        rename_exclusively(temporary, path)
+
+
+def rename_exclusively(source: str, target: str) -> None:
+    """Renames a file on Linux unless the new name is taken, for file systems without hard links.
+
+    Raises:
+        FileExistsError: it is taken.
+        OSError: the file system cannot do this either.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(source), os.fsencode(target)
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_NOREPLACE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
+
+
+def _make_folder(folder: str) -> None:
+    """Makes a folder and those above it, each on disk before the next."""
+    if os.path.isdir(folder):
+        return
+    _make_folder(os.path.dirname(folder))
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder)
+    _sync_folder(os.path.dirname(folder))
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:  # some network mounts cannot sync a folder, and need not
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""One training clip: what is asked for, and the worker that fetches, decodes and augments it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from vidray.errors import VideoError
+from vidray.sandbox.sandbox import Sandbox
+from vidray.storage.fetch import fetch
+from vidray.training.data.augment import AugmentConfig, augment
+from vidray.types import WHOLE, Limits, Part, Status, VideoRef, ViewConfig
+from vidray.video.random_crops import CropConfig
+
+DECODER_NICENESS = 5
+"""Threads that train together wait for each other in every layer: a decoder that takes the core of one stops them all.
+Less urgent, it takes what they leave, and a quarter of a core at worst; if that is too little, they wait and leave all.
+"""
+FETCH_THREADS = 4
+"""Objects that one worker fetches at a time, at most those of the jobs that it was given together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipSpec:
+    """What every clip of a run has in common; without ``crop`` and ``augment``, every video of an evaluation."""
+
+    view: ViewConfig
+    """``num_clips`` and ``num_crops`` are 1 for training clips."""
+    crop: CropConfig | None = None
+    """None: all views of the view config, as scoring takes them."""
+    augment: AugmentConfig | None = None
+    limits: Limits
+    child_module: str = "vidray.sandbox.child"
+    """What runs in the sandbox."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, C) of a clip."""
+        return self.view.views_shape[1:]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipJob:
+    """One clip to make."""
+
+    row: int
+    """The video's row."""
+    video: VideoRef
+    part: Part = WHOLE
+    seed: int = 0
+    """Decides all that is random."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MadeClip:
+    """What became of a job."""
+
+    row: int
+    frames: np.ndarray | None
+    """(T, H, W, C) uint8, or (V, T, H, W, C) in an evaluation; None if the video is bad."""
+    status: Status = Status.OK
+    message: str = ""
+    seconds: float = 0.0
+    """For decoding and augmenting, without fetching."""
+
+
+def video_of(row: dict[str, Any]) -> VideoRef:
+    """The object of a row of a labelled manifest."""
+    return VideoRef(**{name: row[name] for name in ("uri", "size_bytes", "etag", "path")})
+
+
+def part_of(row: dict[str, Any]) -> Part:
+    """The part of the file that a row of a labelled manifest is about."""
+    return Part(start_seconds=row.get("start_seconds") or 0.0, end_seconds=row.get("end_seconds"))
+
+
+class ClipWorker:
+    """Makes clips, one after the other, with a sandbox of its own. One thread at a time may use it."""
+
+    def __init__(self, spec: ClipSpec) -> None:
+        self._spec = spec
+        self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="vidray-fetch")
+        self._sandbox = Sandbox(
+            view=spec.view,
+            limits=spec.limits,
+            crop=spec.crop,
+            child_module=spec.child_module,
+            niceness=DECODER_NICENESS,
+        )
+        self._sandbox.start()
+
+    def make(self, jobs: Sequence[ClipJob]) -> list[MadeClip]:
+        """The clips of these jobs, in order. A bad video is a clip without frames, never an exception."""
+        return [self._make(job, data) for job, data in zip(jobs, self._fetched(jobs), strict=True)]
+
+    def close(self) -> None:
+        """End the sandbox and the fetching threads."""
+        self._sandbox.close()
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _fetched(self, jobs: Sequence[ClipJob]) -> Iterator[bytes | VideoError]:
+        futures = [self._fetchers.submit(self._fetch, job.video) for job in jobs]
+        return (future.result() for future in futures)
+
+    def _fetch(self, video: VideoRef) -> bytes | VideoError:
+        try:
+            return fetch(video, limits=self._spec.limits)
+        except VideoError as error:
+            return error
+
+    def _make(self, job: ClipJob, data: bytes | VideoError) -> MadeClip:
+        started = time.perf_counter()
+        try:
+            if isinstance(data, VideoError):
+                raise data
+            views_VTHWC, _ = self._sandbox.decode(data, part=job.part, seed=job.seed)
+        except VideoError as error:
+            return MadeClip(row=job.row, frames=None, status=error.status, message=error.message)
+        how = self._spec.augment
+        frames = views_VTHWC if how is None else augment(views_VTHWC[0], how, seed=job.seed)
+        return MadeClip(row=job.row, frames=frames, seconds=time.perf_counter() - started)

@@ -1,0 +1,404 @@
+"""From the bytes of a video file to the frames that a model sees. The only module that imports ``av``.
+
+Which frames: exactly those that PyTorchVideo's ``EncodedVideo.get_clip`` followed by ``UniformTemporalSubsample``
+would give for the same span. How it gets them for less:
+
+1. *Scan*: all packets are read, none decoded. Their pts predict the frames, so the few that are kept are known before
+   the first is decoded; the last packet tells where the video really ends, whatever the header says.
+2. *Runs* (``timeline``): spans that share the way from a key frame are decoded in one go; a run begins at the key
+   frame to which PyTorchVideo would seek, so what lies between far spans is never decoded.
+3. *Skip*: H.264 frames that are neither kept nor referred to by others are not decoded, where time stamps are sound.
+4. *Keep* (``pictures``): only the kept frames are converted, and resized before they become RGB.
+5. *Check* (``selection``): the pts of the decoded frames must be those that were predicted, else once more.
+
+The bytes are not trusted: no protocol, only well-known container formats, bounded pixels, frames and duration. A hang
+or a crash in a codec is the business of the sandbox around this module.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from vidray.errors import VideoError
+from vidray.types import ClipSpan, Limits, Status, VideoInfo, ViewConfig
+from vidray.video.byte_sources import SeekableFile, as_file, is_text
+from vidray.video.frame_converters import Crops, DrawnCrops, FullSize, Picture, Resizer, orientation_of
+from vidray.video.frame_selector import Convert, SampledClip, Selector, pictures_at
+from vidray.video.packet_index import Bounds, Timeline
+from vidray.video.random_crops import ClipDraw
+from vidray.video.sampling import pts_bounds, stream_pts
+
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,gif,"
+    "mp3,aac,wav,flac"  # sound alone: opened to say so
+)
+"""Demuxers that may open a file. None of them opens another file or address."""
+
+MAX_FRAMES, MAX_STREAMED_FRAMES = 100_000, 1_000_000
+"""``Limits.max_frames`` where it is None. A stream of an hour has more frames, and keeps none of them."""
+
+MAX_KEPT_BYTES = 64 * 1024**2
+"""Files up to this size are read once and their packets kept; larger ones are read again to be decoded."""
+
+SOUND_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+"""Demuxers whose packets each hold one frame with its own pts."""
+
+
+class VideoDecoder:
+    """One video file in memory. Implements PyTorchVideo's ``Video`` interface (``duration``, ``get_clip``)."""
+
+    def __init__(
+        self,
+        data: bytes | memoryview | SeekableFile,
+        limits: Limits | None = None,
+        *,
+        num_threads: int = 1,
+        max_kept_bytes: int = MAX_KEPT_BYTES,
+        is_streamed: bool = False,
+    ) -> None:
+        """Opens and scans the file.
+
+        Args:
+            data: the file's bytes, or for ``stream`` also something to read them from.
+            num_threads: of the codec. One is right where several decoders run side by side.
+            is_streamed: for ``stream`` alone: nothing is kept that grows with the length of the video.
+
+        Raises:
+            VideoError: CORRUPT, UNSUPPORTED, NO_VIDEO or TOO_LARGE.
+        """
+        self._limits = limits or Limits()
+        self._data, self._num_threads = data, num_threads
+        self._open()
+        self._time_base = Fraction(self._stream.time_base or Fraction(1, av.time_base))
+        self._is_streamed = is_streamed
+        is_small = isinstance(data, bytes | memoryview) and len(data) <= max_kept_bytes
+        self._packets: list[av.Packet] | None = [] if is_small and not is_streamed else None
+        self.timeline = self._scan()
+        self._shape: tuple[int, int] | None = None
+        self._num_expected: int | None = None
+        self._num_decoded: int | None = None
+        self.is_doubtful = False
+
+    def __enter__(self) -> VideoDecoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the file and its packets."""
+        self._packets = []
+        self._container.close()
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._container = _open(self._data, self._limits)
+        self._stream = _video_stream(self._container)
+        codec, limit = self._stream.codec_context, self._limits.max_pixels
+        if codec is None:
+            raise VideoError(Status.UNSUPPORTED, "no decoder for the video stream's codec")
+        if codec.width * codec.height > limit:
+            size = f"{codec.width} x {codec.height}"
+            raise VideoError(Status.TOO_LARGE, f"frames of {size} pixels, at most {limit} pixels are decoded")
+        codec.options = {"max_pixels": str(limit)}
+        codec.thread_count = self._num_threads
+        codec.thread_type = "NONE" if self._num_threads == 1 else "AUTO"
+
+    def _scan(self) -> Timeline:
+        rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        default_duration = max(1, round(1 / (rate * self._time_base)))
+        timeline = Timeline(default_duration=default_duration, keeps_packets=not self._is_streamed)
+        limit = self._limits.max_frames or (MAX_STREAMED_FRAMES if self._is_streamed else MAX_FRAMES)
+        for packet in _demux(self._container, self._stream):
+            if timeline.num_packets >= limit:
+                raise VideoError(Status.TOO_LARGE, f"more than {limit} frames")
+            timeline.add(
+                pts=packet.pts, duration=packet.duration, is_key=packet.is_keyframe, is_hidden=packet.is_discard
+            )
+            if self._packets is not None:
+                self._packets.append(packet)
+        timeline.finish()
+        self._check_times(timeline)
+        return timeline
+
+    def _check_times(self, timeline: Timeline) -> None:
+        start = self._stream.start_time if timeline.is_timed else 0
+        self._start_pts = start if start is not None else 0
+        if timeline.ends is None:
+            raise VideoError(Status.CORRUPT, "the video stream holds no frame")
+        if timeline.ends <= self._start_pts:
+            raise VideoError(Status.CORRUPT, "the video ends before it starts")
+        self._end_pts = timeline.ends
+        limit = self._limits.max_duration_seconds
+        if self.duration > limit:
+            raise VideoError(Status.TOO_LARGE, f"lasts {float(self.duration):.0f} s, at most {limit:.0f} s are decoded")
+
+    # -- what is known ------------------------------------------------------------------------------------------------
+
+    @property
+    def duration(self) -> Fraction:
+        """Seconds from the stream's start to the end of its last frame: a span that ends here includes that frame.
+        (PyTorchVideo's ends where the header says, which may be before the last frame.)"""
+        return (self._end_pts - self._start_pts) * self._time_base
+
+    @property
+    def info(self) -> VideoInfo:
+        """What is known so far; displayed size and frame counts are known after decoding. A skipped frame counts as
+        decoded."""
+        codec = self._stream.codec_context
+        height, width = self._shape or (codec.height, codec.width)
+        rate = self._stream.average_rate or self.timeline.num_shown / self.duration
+        return VideoInfo(
+            duration_seconds=float(self.duration),
+            width=width,
+            height=height,
+            fps=float(rate),
+            codec=codec.codec.canonical_name,
+            num_frames_expected=self._num_expected,
+            num_frames_decoded=self._num_decoded,
+        )
+
+    # -- frames -------------------------------------------------------------------------------------------------------
+
+    def get_clip(self, start_sec: Fraction | float, end_sec: Fraction | float) -> dict[str, Any]:
+        """PyTorchVideo's interface: all frames of [start, end) as displayed, at full size.
+
+        Returns:
+            "video": float32 tensor (C, T, H, W) in [0, 255], or None if no frame lies in the span. "audio": None.
+        """
+        import torch
+
+        bounds = self._bounds(start_sec, end_sec)
+        if not len(self.timeline.between(bounds)):
+            return {"video": None, "audio": None}
+        clip = self._sample([bounds], None, full_size())[0]
+        frames_THWC = torch.from_numpy(np.stack(clip.pictures))
+        return {"video": frames_THWC.permute(3, 0, 1, 2).to(torch.float32), "audio": None}
+
+    def sample(self, spans: Sequence[ClipSpan], *, num_frames: int, convert: Convert) -> list[SampledClip]:
+        """For each span the ``num_frames`` frames that PyTorchVideo would choose, each converted once.
+
+        A span in which no frame begins shows the frame before it, as a player would (or else the first after it).
+
+        Args:
+            convert: makes a picture of a frame; it must not keep the frame.
+
+        Raises:
+            VideoError: CORRUPT if no frame decodes, UNSUPPORTED if frames cannot be converted.
+        """
+        return self._sample([self._bounds(s.start_seconds, s.end_seconds) for s in spans], num_frames, convert)
+
+    def _bounds(self, start: Fraction | float, end: Fraction | float) -> Bounds:
+        return pts_bounds(start, end, time_base=self._time_base, start_pts=self._start_pts)
+
+    def _sample(self, asked: Sequence[Bounds], num_frames: int | None, convert: Convert) -> list[SampledClip]:
+        selector = Selector(self, num_frames=num_frames, convert=lambda frame: self._picture(frame, convert))
+        clips = selector.sample(asked)
+        self._num_expected = selector.num_expected + self._num_missing()
+        self._num_decoded = selector.num_decoded
+        return clips
+
+    def stream(self, view: ViewConfig, *, convert: Convert) -> Iterator[Picture]:
+        """The picture on screen at 0, ``view.stride / 30`` s, twice that, and so on: the whole video, one by one.
+
+        At the end of a damaged file, what does not decode is not there: its last good frame is not shown for longer
+        than a frame. ``info`` counts the frames of the whole video, those decoded so far.
+
+        Raises:
+            VideoError: CORRUPT if no frame decodes, UNSUPPORTED if frames cannot be converted.
+        """
+        times = stream_pts(
+            view=view, duration_seconds=self.duration, time_base=self._time_base, start_pts=self._start_pts
+        )
+        timeline = self.timeline
+        self._num_expected, self._num_decoded = timeline.num_shown + self._num_missing(), 0
+        yield from pictures_at(
+            times,
+            self._counted(),
+            convert=lambda frame: self._picture(frame, convert),
+            end_of=lambda pts: math.inf if pts == timeline.last_pts else pts + timeline.default_duration,
+        )
+
+    def _counted(self) -> Iterator[tuple[int, av.VideoFrame]]:
+        assert self._num_decoded is not None
+        for _, pts, frame in self.decoded(0, None):
+            self._num_decoded += 1
+            yield pts, frame
+
+    # -- what Selector needs (its FrameSource) ------------------------------------------------------------------------
+
+    @property
+    def may_skip(self) -> bool:
+        """True for H.264 where each packet holds one frame with its own pts. (HEVC's "non-reference" frames may be
+        referred to by other layers; MPEG-4's are not told from dropped ones; frame threads skip late.)"""
+        codec = self._stream.codec_context.name
+        return codec == "h264" and self._container.format.name in SOUND_FORMATS and self._num_threads == 1
+
+    @property
+    def stops_early(self) -> bool:
+        """PyTorchVideo decodes streams without a duration to their end."""
+        return self._stream.duration is not None
+
+    def decoded(self, first_packet: int, needed: set[int] | None) -> Iterator[tuple[int, int, av.VideoFrame]]:
+        """Frames from a packet on, in the order in which the codec shows them: (last packet fed, pts, frame).
+
+        What does not decode is left out.
+
+        Args:
+            needed: the pts of frames that must come out; others need not, if no other frame refers to them. None: all.
+        """
+        codec = self._stream.codec_context
+        codec.flush_buffers()
+        num_shown = 0
+        for index, packet in self._packets_from(first_packet):
+            codec.skip_frame = "DEFAULT" if needed is None or packet is None or packet.pts in needed else "NONREF"
+            for frame in self._decode(packet):
+                pts = frame.pts if self.timeline.is_timed else num_shown * self.timeline.default_duration
+                num_shown += 1
+                self.is_doubtful |= frame.interlaced_frame
+                if pts is not None:
+                    yield index, pts, frame
+
+    def _decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        try:
+            return self._stream.codec_context.decode(packet)
+        except MemoryError:
+            raise
+        except (av.FFmpegError, EOFError):
+            self.is_doubtful = True
+            return []
+
+    def _packets_from(self, first: int) -> Iterator[tuple[int, av.Packet | None]]:
+        """(index, packet) from ``first`` on; at last None, which makes the codec give out what it holds back."""
+        packets = self._reread(first) if self._packets is None else self._packets[first:]
+        index = first - 1
+        for index, packet in enumerate(packets, start=first):
+            yield index, packet
+        yield index + 1, None
+
+    def _reread(self, first: int) -> Iterator[av.Packet]:
+        """The packets from ``first`` on, out of the file: by seeking to that key frame, or all over again."""
+        pts = self.timeline.packet_pts[first] if first else None
+        if pts is not None:
+            try:
+                self._container.seek(pts, stream=self._stream)
+                arrived = itertools.dropwhile(lambda p: p.pts != pts, _demux(self._container, self._stream))
+                key = next(arrived, None)
+            except av.FFmpegError:
+                key = None
+            if key is not None:
+                yield from itertools.chain([key], arrived)
+                return
+        self._container.close()
+        self._open()
+        yield from itertools.islice(_demux(self._container, self._stream), first, None)
+
+    def _picture(self, frame: av.VideoFrame, convert: Convert) -> Picture:
+        if self._shape is None:
+            self._shape = orientation_of(frame).size(frame.height, frame.width)
+        try:
+            return convert(frame)
+        except av.FFmpegError as error:
+            raise VideoError(Status.UNSUPPORTED, f"frames of format {frame.format.name}: {error}") from error
+
+    def _num_missing(self) -> int:
+        """Frames that the header promises beyond the last packet: the file is truncated."""
+        if self._stream.frames:
+            return max(0, self._stream.frames - self.timeline.num_packets)
+        promised = _tagged_duration(self._stream)
+        if promised is None:
+            return 0
+        missing = promised - self._end_pts * self._time_base  # tags count from second 0, not from the stream's start
+        num_frames = missing * (self._stream.average_rate or 1 / (self.timeline.default_duration * self._time_base))
+        return round(num_frames) if num_frames > 2 else 0
+
+
+def _open(data: bytes | memoryview | SeekableFile, limits: Limits) -> av.container.InputContainer:
+    options = {
+        "protocol_whitelist": "none",
+        "format_whitelist": FORMATS,
+        "max_pixels": str(limits.max_pixels),
+        "probesize": "5000000",
+        "analyzeduration": "5000000",
+    }
+    try:
+        return av.open(as_file(data), "r", options=options, metadata_errors="replace")
+    except MemoryError:
+        raise
+    except (av.FFmpegError, ValueError, EOFError) as error:
+        raise VideoError(*_why_not_opened(data, error)) from error
+
+
+def _why_not_opened(data: bytes | memoryview | SeekableFile, error: Exception) -> tuple[Status, str]:
+    head = as_file(data).read(1024)
+    if isinstance(error, av.error.ArgumentError):
+        return Status.UNSUPPORTED, "the file's format is not one of those that are opened"
+    if is_text(head):
+        return Status.UNSUPPORTED, "a text, not a video"
+    return Status.CORRUPT, "not a video, or damaged beyond recognition" if head else "empty"
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The first video stream, as PyTorchVideo. A cover picture is none."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise VideoError(Status.NO_VIDEO, "no video stream")
+
+
+def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets that hold something, up to the end or to what cannot be read."""
+    while True:
+        try:
+            for packet in container.demux(stream):
+                if packet.size:
+                    yield packet
+            return
+        except MemoryError:
+            raise
+        except IndexError:  # a packet of a stream that begins later, such as sound: PyAV looks it up in vain
+            continue  # with the packet after it
+        except (av.FFmpegError, EOFError):
+            return
+
+
+def _tagged_duration(stream: av.VideoStream) -> Fraction | None:
+    """Seconds that Matroska's DURATION tag of a stream promises."""
+    try:
+        hours, minutes, seconds = stream.metadata["DURATION"].strip("\0").split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
+    except (KeyError, ValueError):
+        return None
+
+
+def full_size() -> FullSize:
+    """A converter to pictures of the stored size, for ``VideoDecoder.sample``."""
+    return FullSize(VideoReformatter())
+
+
+def view_crops(view: ViewConfig) -> Crops:
+    """A converter to the crops of a view config, for ``VideoDecoder.sample``."""
+    return Crops(
+        short_side=view.short_side or view.size,
+        size=view.size,
+        num_crops=view.num_crops,
+        resizer=_resizer(),
+    )
+
+
+def drawn_crops(size: int, draw: ClipDraw) -> DrawnCrops:
+    """A converter to the crops of one training clip, for ``VideoDecoder.sample``."""
+    return DrawnCrops(size=size, draw=draw, resizer=_resizer(), box_resizer=_resizer())
+
+
+def _resizer() -> Resizer:
+    return Resizer(resize=VideoReformatter(), to_rgb=VideoReformatter())

@@ -1,0 +1,109 @@
+"""From the bytes of a video to the views of a model: what the decoding child process calls. Imports numpy and av only.
+
+A view is one crop of one clip. All views of a video are one uint8 array; normalising happens on the model's device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+
+from vidray.errors import VideoError
+from vidray.types import WHOLE, ClipSpan, Limits, Part, Status, VideoInfo, ViewConfig
+from vidray.video.byte_sources import SeekableFile
+from vidray.video.decoder import VideoDecoder, drawn_crops, view_crops
+from vidray.video.random_crops import ClipDraw
+from vidray.video.sampling import random_span, spans_within, spread_spans, stream_chunks
+
+
+def decode_views(
+    data: bytes | memoryview,
+    *,
+    view: ViewConfig,
+    limits: Limits,
+    out: np.ndarray | None = None,
+    part: Part = WHOLE,
+    draw: ClipDraw | None = None,
+) -> tuple[np.ndarray, VideoInfo]:
+    """Decodes a video into its views.
+
+    Args:
+        out: where to write them, uint8 of ``view.views_shape``; a new array if None.
+        part: what of the file counts as the video.
+        draw: a clip for training: a random span and a random crop instead of the view config's (whose ``num_clips``
+            and ``num_crops`` must be 1).
+
+    Returns:
+        (V, T, H, W, C) uint8 RGB with V = clips × crops, all crops of the first clip first; and what was found out.
+
+    Raises:
+        VideoError: TOO_LARGE, UNSUPPORTED, NO_VIDEO or CORRUPT.
+        ValueError: ``out`` has another shape or type, or several views of a random clip are asked for.
+    """
+    if draw is not None and view.num_views != 1:
+        raise ValueError(f"a training clip is one view, got num_clips={view.num_clips}, num_crops={view.num_crops}")
+    started = time.perf_counter()
+    views_VTHWC = _output(view, out)
+    with VideoDecoder(data, limits) as decoder:
+        convert = view_crops(view) if draw is None else drawn_crops(view.size, draw)
+        clips = decoder.sample(_spans(decoder.duration, view, part, draw), num_frames=view.num_frames, convert=convert)
+        info = decoder.info
+    for index, clip in enumerate(clips):
+        clip_views = views_VTHWC[index * view.num_crops : (index + 1) * view.num_crops]
+        for t, crops in enumerate(clip.pictures):
+            clip_views[:, t] = crops
+    return views_VTHWC, dataclasses.replace(info, decode_seconds=time.perf_counter() - started)
+
+
+def stream_views(
+    file: bytes | SeekableFile, *, view: ViewConfig, limits: Limits, out: np.ndarray
+) -> Iterator[tuple[int, VideoInfo]]:
+    """Decodes a video chunk by chunk (``sampling.stream_chunks``), each when it is asked for.
+
+    Args:
+        view: with ``span="stream"``.
+        out: uint8 of ``view.views_shape``: every chunk is written to the start of its one clip.
+
+    Yields:
+        How many frames the chunk has, and what was found out so far. The last one has fewer than ``stream_chunks``
+        says, perhaps none.
+
+    Raises:
+        VideoError: TOO_LARGE, UNSUPPORTED, NO_VIDEO or CORRUPT, with the first chunk; UNSUPPORTED also later.
+    """
+    frames_THWC = out[0]
+    with VideoDecoder(file, limits, is_streamed=True) as decoder:
+        pictures = decoder.stream(view, convert=view_crops(view))
+        for chunk in stream_chunks(view):
+            num_frames = 0
+            for picture in itertools.islice(pictures, chunk.num_frames):
+                frames_THWC[num_frames] = picture[0]
+                num_frames += 1
+            yield num_frames, decoder.info
+            if num_frames < chunk.num_frames:
+                return
+
+
+def _spans(duration: Fraction, view: ViewConfig, part: Part, draw: ClipDraw | None) -> list[ClipSpan]:
+    start = Fraction(part.start_seconds)
+    end = duration if part.end_seconds is None else min(Fraction(part.end_seconds), duration)
+    if end <= start:
+        raise VideoError(
+            Status.CORRUPT, f"the clip starts at {float(start):g} s, but the video ends at {float(duration):g} s"
+        )
+    if draw is not None:
+        return spans_within([random_span(duration_seconds=end - start, view=view, seed=draw.seed)], start)
+    return spans_within(spread_spans(duration_seconds=end - start, view=view), start)
+
+
+def _output(view: ViewConfig, out: np.ndarray | None) -> np.ndarray:
+    if out is None:
+        return np.empty(view.views_shape, dtype=np.uint8)
+    if out.shape != view.views_shape or out.dtype != np.uint8:
+        raise ValueError(f"out must be uint8 of shape {view.views_shape}, got {out.dtype} of {out.shape}")
+    return out
