@@ -89,7 +89,7 @@ class ClipSpan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class TimeRange:
     """The part of a file that counts as the video: what lies outside is not looked at."""
 
     start_seconds: float = 0.0
@@ -98,10 +98,10 @@ class Part:
 
     def __post_init__(self) -> None:
         if self.start_seconds < 0 or (self.end_seconds is not None and self.end_seconds <= self.start_seconds):
-            raise ValueError(f"a part must end after it starts, got {self.start_seconds} to {self.end_seconds}")
+            raise ValueError(f"a time range must end after it starts, got {self.start_seconds} to {self.end_seconds}")
 
 
-WHOLE = Part()
+WHOLE_FILE = TimeRange()
 """All of a file."""
 
 

@@ -35,7 +35,7 @@ def our_batches(job: TrainJob) -> Iterator[object]:
     from vidray.training.plan import label_source
 
     config = make_config(job, output="unused")
-    table = load_labelled(label_source(config)).part("train")
+    table = load_labelled(label_source(config)).rows_of("train")
     view = config.view(read_checkpoint(config.model, require_head=False).view)
     clips = make_clip_source(table, config, rank=0, world_size=1, view=view)
     try:

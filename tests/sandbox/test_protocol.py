@@ -19,7 +19,7 @@ from vidray.sandbox.protocol import (
     unpack_reply,
     unpack_request,
 )
-from vidray.types import Limits, Part, Status, VideoInfo, ViewConfig
+from vidray.types import Limits, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.random_crops import CropConfig
 
 INFO = VideoInfo(
@@ -36,7 +36,7 @@ def test_config_survives_the_way_to_the_child() -> None:
 
 def test_request_survives_the_way_to_the_child() -> None:
     whole = Request(request_id=7, num_bytes=1 << 40)
-    part = Request(request_id=7, num_bytes=1, seed=2**64 - 1, part=Part(start_seconds=0.1, end_seconds=7.3))
+    part = Request(request_id=7, num_bytes=1, seed=2**64 - 1, time_range=TimeRange(start_seconds=0.1, end_seconds=7.3))
     more = Request(request_id=8, num_bytes=0, is_next=True)
     assert [unpack_request(pack_request(request)) for request in (whole, part, more)] == [whole, part, more]
 

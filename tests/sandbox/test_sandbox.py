@@ -28,7 +28,7 @@ from tests.support.poison_child import LIES, poisoned
 from tests.support.videos import audio_only, make_video
 from vidray.errors import RunError, VideoError
 from vidray.sandbox.sandbox import Sandbox
-from vidray.types import Limits, Part, Status, ViewConfig
+from vidray.types import Limits, Status, TimeRange, ViewConfig
 from vidray.video.random_crops import ClipDraw, CropConfig
 from vidray.video.views import decode_views
 
@@ -473,10 +473,14 @@ def test_training_clips_and_parts_are_those_of_this_process() -> None:
     crop = CropConfig(mode="resized", min_short_side=48, max_short_side=48)
     with Sandbox(view=view, limits=LIMITS, crop=crop) as sandbox:
         for seed in (0, 7, 2**64 - 1):
-            for part in (Part(), Part(start_seconds=0.25), Part(start_seconds=0.1, end_seconds=0.5)):
-                views, _ = sandbox.decode(GOOD, part=part, seed=seed)
+            for time_range in (
+                TimeRange(),
+                TimeRange(start_seconds=0.25),
+                TimeRange(start_seconds=0.1, end_seconds=0.5),
+            ):
+                views, _ = sandbox.decode(GOOD, time_range=time_range, seed=seed)
                 draw = ClipDraw(crop=crop, seed=seed)
-                expected, _ = decode_views(GOOD, view=view, limits=LIMITS, part=part, draw=draw)
+                expected, _ = decode_views(GOOD, view=view, limits=LIMITS, time_range=time_range, draw=draw)
                 np.testing.assert_array_equal(views, expected)
 
 
@@ -490,7 +494,7 @@ def test_a_part_that_is_not_there_costs_no_child() -> None:
         sandbox.decode(GOOD)
         pid = sandbox.pid
         with pytest.raises(VideoError, match="the clip starts at 9 s"):
-            sandbox.decode(GOOD, part=Part(start_seconds=9.0))
+            sandbox.decode(GOOD, time_range=TimeRange(start_seconds=9.0))
         assert sandbox.pid == pid
 
 

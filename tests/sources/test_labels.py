@@ -58,7 +58,7 @@ def test_folders_by_class_give_sorted_labels_and_a_validation_part(tmp_path: Pat
         assert manifest.labels[row["label_id"]] == row["label"]
         assert row["etag"] is not None
     for split in ("train", "val"):
-        assert set(manifest.part(split)["label"].to_pylist()) == set(manifest.labels)
+        assert set(manifest.rows_of(split)["label"].to_pylist()) == set(manifest.labels)
 
 
 def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -175,9 +175,9 @@ def test_ucf101_lists_name_their_split(tmp_path: Path) -> None:
 def test_no_group_is_on_both_sides_and_the_seed_decides(tmp_path: Path) -> None:
     folder = ucf101(tmp_path)
     manifest = load(folder, validation_share=0.2, seed=3)
-    groups = {split: set(manifest.part(split)["group"].to_pylist()) for split in ("train", "val")}
+    groups = {split: set(manifest.rows_of(split)["group"].to_pylist()) for split in ("train", "val")}
     assert not groups["train"] & groups["val"]
-    assert manifest.part("val")["label"].to_pylist().count("Archery") == 3
+    assert manifest.rows_of("val")["label"].to_pylist().count("Archery") == 3
     assert splits(load(folder, validation_share=0.2, seed=3)) == splits(manifest)
     others = [splits(load(folder, validation_share=0.2, seed=seed)) for seed in range(4, 8)]
     assert any(other != splits(manifest) for other in others)
@@ -199,7 +199,7 @@ def test_a_group_regex_keeps_scenes_together(tmp_path: Path) -> None:
                 touch(tmp_path / label / f"{label}{scene}-take{take}.mp4")
     manifest = load(tmp_path, group_regex=r"/([ab]\d)-take")
     assert set(manifest.table["group"].to_pylist()) == {f"{label}{scene}" for label in "ab" for scene in range(4)}
-    parts = [set(manifest.part(split)["group"].to_pylist()) for split in ("train", "val")]
+    parts = [set(manifest.rows_of(split)["group"].to_pylist()) for split in ("train", "val")]
     assert not parts[0] & parts[1]
 
 

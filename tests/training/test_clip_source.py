@@ -59,7 +59,7 @@ def write_videos(folder: Path, videos: list[bytes]) -> pa.Table:
         lines.append(f"{number:02d}.mp4,{'ab'[number % 2]},train")
     (folder / "val.mp4").write_bytes(b"never decoded")
     (folder / "labels.csv").write_text("\n".join([*lines, "val.mp4,a,val"]))
-    return load_labelled(LabelSource(source=(str(folder / "labels.csv"),))).part("train")
+    return load_labelled(LabelSource(source=(str(folder / "labels.csv"),))).rows_of("train")
 
 
 def make_config(**values: object) -> TrainConfig:
@@ -406,7 +406,7 @@ def test_a_part_of_a_file_is_what_training_shows(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         "uri,label,split,start,end\nlong.mp4,a,train,0,0.5\nlong.mp4,b,train,1,1.5\nlong.mp4,a,val,1.5,2\n"
     )
-    table = load_labelled(LabelSource(source=(str(tmp_path / "t.csv"),))).part("train")
+    table = load_labelled(LabelSource(source=(str(tmp_path / "t.csv"),))).rows_of("train")
     source = make_clip_source(table, make_config(), rank=0, world_size=1, view=VIEW)
     (batch,) = source.batches(0)
     source.close()

@@ -115,7 +115,7 @@ def test_a_model_of_single_frames_does_not_learn_it(videos, tmp_path):
 
 def test_scoring_the_validation_videos_gives_the_trainers_accuracy_to_the_last_video(trained, tmp_path):
     manifest = LabelledManifest.from_parquet((Path(trained.output) / "split.parquet").read_bytes())
-    rows = manifest.part("val").to_pylist()
+    rows = manifest.rows_of("val").to_pylist()
     listing = tmp_path / "val.csv"
     with listing.open("w", newline="") as file:
         csv.writer(file).writerows([["uri"], *([row["uri"]] for row in rows)])
@@ -131,7 +131,7 @@ def test_evaluate_gives_the_same_figures_and_writes_what_it_saw(trained, videos,
     manifest = LabelledManifest.from_parquet((Path(trained.output) / "split.parquet").read_bytes())
     listing = tmp_path / "val.csv"
     with listing.open("w", newline="") as file:
-        rows = [[row["uri"], row["label"]] for row in manifest.part("val").to_pylist()]
+        rows = [[row["uri"], row["label"]] for row in manifest.rows_of("val").to_pylist()]
         csv.writer(file).writerows([["uri", "label"], *rows])
     output = tmp_path / "evaluated"
     figures = evaluate(

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from tests.support.videos import frame_numbers, make_video
 from vidray.errors import VideoError
-from vidray.types import Limits, Part, Status, ViewConfig
+from vidray.types import Limits, Status, TimeRange, ViewConfig
 from vidray.video.frame_converters import FullSize, Resizer
 from vidray.video.random_crops import ClipDraw, CropConfig, draw_box
 from vidray.video.sampling import random_span
@@ -240,25 +240,25 @@ def test_several_views_of_a_training_clip_are_refused() -> None:
         training_clip(make_video(num_frames=8), RANDOM, 1, num_clips=2)
 
 
-def blue_of(part: Part, **view: object) -> list[int]:
+def blue_of(time_range: TimeRange, **view: object) -> list[int]:
     """Frame numbers that the views of a part of a 60-frame, 2 s video show."""
     data = make_video(num_frames=60, width=64, height=64, draw=side_by_side, pix_fmt="yuv444p")
     config = ViewConfig(**{"num_frames": 4, "size": 32, "num_clips": 1, **view})  # type: ignore[arg-type]
-    views, _ = decode_views(data, view=config, limits=Limits(), part=part)
+    views, _ = decode_views(data, view=config, limits=Limits(), time_range=time_range)
     return (views[..., 2].mean(axis=(2, 3)) / 4).round().astype(int).reshape(-1).tolist()
 
 
 def test_views_of_a_part_stay_within_it() -> None:
-    part = Part(start_seconds=0.5, end_seconds=1.0)  # frames 15 to 29
+    part = TimeRange(start_seconds=0.5, end_seconds=1.0)  # frames 15 to 29
     assert blue_of(part, span="full") == [15, 19, 24, 29]
     assert blue_of(part, stride=1, num_clips=2) == [15, 16, 17, 18, 26, 27, 28, 29]
-    assert blue_of(Part(start_seconds=1.5, end_seconds=99.0), span="full")[-1] == 59
-    assert blue_of(Part(), span="full") == [0, 19, 39, 59]
+    assert blue_of(TimeRange(start_seconds=1.5, end_seconds=99.0), span="full")[-1] == 59
+    assert blue_of(TimeRange(), span="full") == [0, 19, 39, 59]
 
 
 def test_a_part_beyond_the_end_is_a_bad_video() -> None:
     with pytest.raises(VideoError, match=r"the clip starts at 2\.5 s, but the video ends at 2 s") as caught:
-        blue_of(Part(start_seconds=2.5, end_seconds=3.0))
+        blue_of(TimeRange(start_seconds=2.5, end_seconds=3.0))
     assert caught.value.status is Status.CORRUPT
 
 
@@ -270,7 +270,7 @@ def test_a_random_span_stays_within_a_part() -> None:
             data,
             view=view,
             limits=Limits(),
-            part=Part(start_seconds=0.5, end_seconds=1.0),
+            time_range=TimeRange(start_seconds=0.5, end_seconds=1.0),
             draw=ClipDraw(crop=RANDOM, seed=seed),
         )
         numbers = (views[0, ..., 2].mean(axis=(1, 2)) / 4).round()

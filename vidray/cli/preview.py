@@ -27,7 +27,7 @@ from vidray.storage.fetch import fetch
 from vidray.storage.store import Store
 from vidray.training.config import RecipeName, TrainConfig
 from vidray.training.data.augment import augment_config, crop_config
-from vidray.training.data.clips import ClipJob, ClipSpec, ClipWorker, part_of, video_of
+from vidray.training.data.clips import ClipJob, ClipSpec, ClipWorker, time_range_of, video_of
 from vidray.training.data.order import clip_seed, epoch_order
 from vidray.types import Limits, Span, ViewConfig
 
@@ -136,7 +136,7 @@ def run_preview(config: PreviewConfig) -> str:
         )
     )
     make = training_clips if config.augmented else validation_clips
-    clips = make(manifest.part("train" if config.augmented else "val"), training, config=config, view=view)
+    clips = make(manifest.rows_of("train" if config.augmented else "val"), training, config=config, view=view)
     is_animation = config.output.lower().endswith(".gif")
     data = animation(clips, view=view) if is_animation else contact_sheet(clips, view=view)
     _write(config.output, data)
@@ -160,7 +160,7 @@ def training_clips(table: pa.Table, training: TrainConfig, *, config: PreviewCon
     for row, occurrence in list(zip(order.rows.tolist(), order.occurrences.tolist(), strict=True))[: config.num_videos]:
         values = table.slice(row, 1).to_pylist()[0]
         seed = clip_seed(seed=config.seed, epoch=config.epoch, row=row, occurrence=occurrence)
-        jobs.append(ClipJob(row=row, video=video_of(values), part=part_of(values), seed=seed))
+        jobs.append(ClipJob(row=row, video=video_of(values), time_range=time_range_of(values), seed=seed))
         captions.append(_caption(values))
     crop, augment = crop_config(training, view), augment_config(training, view)
     with ClipWorker(ClipSpec(view=view, crop=crop, augment=augment, limits=config.limits)) as worker:
@@ -180,7 +180,7 @@ def validation_clips(table: pa.Table, training: TrainConfig, *, config: PreviewC
 
 def _validation_clip(values: dict[str, Any], sandbox: Sandbox, limits: Limits) -> Shown:
     try:
-        views_VTHWC, _ = sandbox.decode(fetch(video_of(values), limits=limits), part=part_of(values))
+        views_VTHWC, _ = sandbox.decode(fetch(video_of(values), limits=limits), time_range=time_range_of(values))
     except VideoError as error:
         return Shown(caption=f"{_caption(values)}: {error.status}", frames=None)
     return Shown(caption=_caption(values), frames=views_VTHWC[0])

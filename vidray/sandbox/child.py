@@ -36,7 +36,7 @@ from vidray.sandbox.protocol import (
     unpack_config,
     unpack_request,
 )
-from vidray.types import Limits, Part, Status, VideoInfo, ViewConfig
+from vidray.types import Limits, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.byte_sources import DescriptorFile
 from vidray.video.random_crops import ClipDraw
 
@@ -64,7 +64,14 @@ class Decode(Protocol):
     """What `vidray.video.views.decode_views` is."""
 
     def __call__(
-        self, data: bytes, *, view: ViewConfig, limits: Limits, out: np.ndarray, part: Part, draw: ClipDraw | None
+        self,
+        data: bytes,
+        *,
+        view: ViewConfig,
+        limits: Limits,
+        out: np.ndarray,
+        time_range: TimeRange,
+        draw: ClipDraw | None,
     ) -> tuple[np.ndarray, VideoInfo]: ...
 
 
@@ -104,7 +111,9 @@ def main(
             make = functools.partial(streams.answer, request, view=view)
         else:
             draw = ClipDraw(crop=crop, seed=request.seed) if crop else None
-            views = functools.partial(decode, view=view, limits=limits, out=views_VTHWC, part=request.part, draw=draw)
+            views = functools.partial(
+                decode, view=view, limits=limits, out=views_VTHWC, time_range=request.time_range, draw=draw
+            )
             read = functools.partial(_read_input, input_fd, request.num_bytes, set_memory_limit)
             make = functools.partial(_decode_into, views_VTHWC, views, read)
         reply = _answer(make, request_id=request.request_id, limits=limits)

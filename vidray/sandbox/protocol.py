@@ -23,7 +23,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 
-from vidray.types import WHOLE, Limits, Part, Status, VideoInfo, ViewConfig
+from vidray.types import WHOLE_FILE, Limits, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.random_crops import CropConfig
 
 MAX_CONFIG_BYTES = 65536
@@ -86,7 +86,7 @@ class Request:
     """Length of the video in the input memory."""
     seed: int = 0
     """Decides what is random in a training clip; 0 to 2^64 - 1."""
-    part: Part = WHOLE
+    time_range: TimeRange = WHOLE_FILE
     """What of the file counts as the video."""
     is_next: bool = False
     """True: the next chunk of the stream that the last request was about; the other fields mean nothing."""
@@ -111,7 +111,7 @@ def unpack_config(message: bytes) -> tuple[ViewConfig, Limits, CropConfig | None
 
 def pack_request(request: Request) -> bytes:
     """A message that asks for what is in the input memory."""
-    start, end = request.part.start_seconds, request.part.end_seconds
+    start, end = request.time_range.start_seconds, request.time_range.end_seconds
     numbers = request.request_id, request.num_bytes, request.seed, start, math.nan if end is None else end
     return _REQUEST.pack(_NEXT_MAGIC if request.is_next else _REQUEST_MAGIC, *numbers)
 
@@ -123,9 +123,9 @@ def unpack_request(message: bytes) -> Request:
     magic, request_id, num_bytes, seed, start, end = _REQUEST.unpack(message)
     if magic not in (_REQUEST_MAGIC, _NEXT_MAGIC):
         raise WireError(f"a request starts with {_REQUEST_MAGIC!r} or {_NEXT_MAGIC!r}, got {magic!r}")
-    part = Part(start_seconds=start, end_seconds=None if math.isnan(end) else end)
+    time_range = TimeRange(start_seconds=start, end_seconds=None if math.isnan(end) else end)
     is_next = magic == _NEXT_MAGIC
-    return Request(request_id=request_id, num_bytes=num_bytes, seed=seed, part=part, is_next=is_next)
+    return Request(request_id=request_id, num_bytes=num_bytes, seed=seed, time_range=time_range, is_next=is_next)
 
 
 def pack_reply(reply: Reply) -> bytes:

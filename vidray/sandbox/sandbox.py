@@ -39,7 +39,7 @@ from vidray.sandbox.protocol import (
     printable,
     unpack_reply,
 )
-from vidray.types import WHOLE, Limits, Part, Status, VideoInfo, ViewConfig
+from vidray.types import WHOLE_FILE, Limits, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.random_crops import CropConfig
 from vidray.video.sampling import stream_chunks
 
@@ -106,12 +106,17 @@ class Sandbox:
                 lower_priority(self._child.pid, by=self._niceness)
 
     def decode(
-        self, data: bytes | memoryview, *, out: np.ndarray | None = None, part: Part = WHOLE, seed: int = 0
+        self,
+        data: bytes | memoryview,
+        *,
+        out: np.ndarray | None = None,
+        time_range: TimeRange = WHOLE_FILE,
+        seed: int = 0,
     ) -> tuple[np.ndarray, VideoInfo]:
         """The views of one video, or its training clip, uint8 (V, T, H, W, C): a new array, or ``out``.
 
         Args:
-            part: what of the file counts as the video.
+            time_range: what of the file counts as the video.
             seed: decides what is random in a training clip.
 
         Raises:
@@ -122,7 +127,7 @@ class Sandbox:
         self._check(data, out)
         child = self._ready_child()
         try:
-            info = child.decode(data, part=part, seed=seed)
+            info = child.decode(data, time_range=time_range, seed=seed)
         except VideoError as error:
             if error.status in _ENDINGS:
                 self.close()
@@ -258,11 +263,11 @@ class _Child:
             self._receive(timeout_seconds=START_TIMEOUT_SECONDS, doing="starting")
             self.is_ready = True
 
-    def decode(self, data: bytes | memoryview, *, part: Part, seed: int) -> VideoInfo:
+    def decode(self, data: bytes | memoryview, *, time_range: TimeRange, seed: int) -> VideoInfo:
         """Have ``data`` decoded into the output memory. Raises VideoError."""
         num_bytes = self._write_input(memoryview(data).cast("B"))
         start = time.perf_counter()
-        self._ask(num_bytes=num_bytes, part=part, seed=seed)
+        self._ask(num_bytes=num_bytes, time_range=time_range, seed=seed)
         try:
             reply = self._receive_good()
         finally:

@@ -104,7 +104,7 @@ class LabelledManifest:
             raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
         return np.flatnonzero(pc.equal(self.table["split"], split).to_numpy(zero_copy_only=False))
 
-    def part(self, split: str) -> pa.Table:
+    def rows_of(self, split: str) -> pa.Table:
         """The rows of a split, in order."""
         return self.table.take(pa.array(self.indices(split)))
 

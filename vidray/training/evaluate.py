@@ -19,7 +19,7 @@ import torch
 from vidray.errors import RunError, TooManyFailuresError
 from vidray.models.families import Family
 from vidray.models.predict import aggregate, forward_views
-from vidray.training.data.clips import ClipJob, ClipSpec, MadeClip, part_of, video_of
+from vidray.training.data.clips import ClipJob, ClipSpec, MadeClip, time_range_of, video_of
 from vidray.training.data.pools import LocalPool, MakePool, Pending
 from vidray.training.loop.ranks import Ranks
 from vidray.training.metrics import classification_metrics, top_k_accuracy
@@ -144,7 +144,9 @@ def _decoded(judge: Judge, rows: range) -> Iterator[MadeClip]:
         try:
             for row in rows:
                 values = judge.table.slice(row, 1).to_pylist()[0]
-                pending.append(pool.submit([ClipJob(row=row, video=video_of(values), part=part_of(values))]))
+                pending.append(
+                    pool.submit([ClipJob(row=row, video=video_of(values), time_range=time_range_of(values))])
+                )
                 if len(pending) > 2 * pool.num_parallel:
                     yield from pending.popleft().result()
             while pending:

@@ -104,7 +104,7 @@ def evaluate(config: EvaluateConfig, *, say: Callable[[str], None] = print) -> d
         store.probe()
     source = LabelSource(source=config.source, video_root=config.video_root)
     manifest = load_for_evaluation(source, checkpoint.labels)
-    table = manifest.table if config.split == "all" else manifest.part(config.split)
+    table = manifest.table if config.split == "all" else manifest.rows_of(config.split)
     if table.num_rows == 0:
         counts = {split: manifest.count(split) for split in ("train", "val", "test")}
         raise UsageError(f"--split {config.split}: the sources have no such videos, but {counts}")

@@ -13,7 +13,7 @@ import numpy as np
 from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
 from vidray.storage.fetch import fetch
-from vidray.training.data.clips import part_of, video_of
+from vidray.training.data.clips import time_range_of, video_of
 from vidray.training.evaluate import Judge, Verdicts, video_scores
 
 NUM_MISTAKES = 8
@@ -94,7 +94,7 @@ def draw_mistakes(mistakes: Sequence[tuple[int, str, float]], judge: Judge, path
 def _strip(values: dict[str, Any], judge: Judge, sandbox: Sandbox) -> np.ndarray:
     """(H, W × frames, 3) uint8: frames of the middle view side by side."""
     try:
-        views_VTHWC, _ = sandbox.decode(fetch(video_of(values), limits=judge.limits), part=part_of(values))
+        views_VTHWC, _ = sandbox.decode(fetch(video_of(values), limits=judge.limits), time_range=time_range_of(values))
     except VideoError:  # it was there a moment ago; a picture is no reason to lose a finished run
         return np.zeros((judge.view.size, judge.view.size * NUM_FRAMES, 3), np.uint8)
     clip = views_VTHWC[len(views_VTHWC) // 2]

@@ -57,7 +57,7 @@ def work(config: TrainConfig, around: Surroundings, *, plan: Plan | None = None)
     plan = plan or read_plan(config)
     store = Store(config.output)
     view = config.view(plan.checkpoint.view)
-    trained = plan.manifest.part("train")
+    trained = plan.manifest.rows_of("train")
     model = build_model(plan.checkpoint, config, labels=plan.manifest.labels).to(ranks.device)
     clips = make_clip_source(
         trained, config, rank=ranks.rank, world_size=ranks.world_size, view=view, make_pool=around.make_pool
@@ -92,7 +92,7 @@ def work(config: TrainConfig, around: Surroundings, *, plan: Plan | None = None)
 def make_judge(config: TrainConfig, plan: Plan) -> Judge:
     """How the validation part is evaluated in the end: with all views."""
     return Judge(
-        table=plan.manifest.part("val"),
+        table=plan.manifest.rows_of("val"),
         labels=plan.manifest.labels,
         family=plan.checkpoint.family,
         view=config.view(plan.checkpoint.view),
@@ -206,7 +206,7 @@ def _all_bad_videos(progress: Progress, judge: Judge, verdicts: Verdicts, plan: 
     )
     failed = {row: status for row, (status, _) in verdicts.failures.items()}
     why = {row: message for row, (_, message) in verdicts.failures.items()}
-    trained = bad_videos_table(plan.manifest.part("train"), statuses, messages)
+    trained = bad_videos_table(plan.manifest.rows_of("train"), statuses, messages)
     return pa.concat_tables([trained, bad_videos_table(judge.table, failed, why)])
 
 

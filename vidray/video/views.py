@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from vidray.errors import VideoError
-from vidray.types import WHOLE, ClipSpan, Limits, Part, Status, VideoInfo, ViewConfig
+from vidray.types import WHOLE_FILE, ClipSpan, Limits, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.byte_sources import SeekableFile
 from vidray.video.decoder import VideoDecoder, drawn_crops, view_crops
 from vidray.video.random_crops import ClipDraw
@@ -27,14 +27,14 @@ def decode_views(
     view: ViewConfig,
     limits: Limits,
     out: np.ndarray | None = None,
-    part: Part = WHOLE,
+    time_range: TimeRange = WHOLE_FILE,
     draw: ClipDraw | None = None,
 ) -> tuple[np.ndarray, VideoInfo]:
     """Decodes a video into its views.
 
     Args:
         out: where to write them, uint8 of ``view.views_shape``; a new array if None.
-        part: what of the file counts as the video.
+        time_range: what of the file counts as the video.
         draw: a clip for training: a random span and a random crop instead of the view config's (whose ``num_clips``
             and ``num_crops`` must be 1).
 
@@ -51,7 +51,9 @@ def decode_views(
     views_VTHWC = _output(view, out)
     with VideoDecoder(data, limits) as decoder:
         convert = view_crops(view) if draw is None else drawn_crops(view.size, draw)
-        clips = decoder.sample(_spans(decoder.duration, view, part, draw), num_frames=view.num_frames, convert=convert)
+        clips = decoder.sample(
+            _spans(decoder.duration, view, time_range, draw), num_frames=view.num_frames, convert=convert
+        )
         info = decoder.info
     for index, clip in enumerate(clips):
         clip_views = views_VTHWC[index * view.num_crops : (index + 1) * view.num_crops]
@@ -89,9 +91,9 @@ def stream_views(
                 return
 
 
-def _spans(duration: Fraction, view: ViewConfig, part: Part, draw: ClipDraw | None) -> list[ClipSpan]:
-    start = Fraction(part.start_seconds)
-    end = duration if part.end_seconds is None else min(Fraction(part.end_seconds), duration)
+def _spans(duration: Fraction, view: ViewConfig, time_range: TimeRange, draw: ClipDraw | None) -> list[ClipSpan]:
+    start = Fraction(time_range.start_seconds)
+    end = duration if time_range.end_seconds is None else min(Fraction(time_range.end_seconds), duration)
     if end <= start:
         raise VideoError(
             Status.CORRUPT, f"the clip starts at {float(start):g} s, but the video ends at {float(duration):g} s"

@@ -1,6 +1,6 @@
 """From labelled rows to batches of augmented clips, in an order that only seeds decide.
 
-    clips = make_clip_source(manifest.part("train"), config, rank=0, world_size=2, view=view)
+    clips = make_clip_source(manifest.rows_of("train"), config, rank=0, world_size=2, view=view)
     for batch in clips.batches(epoch, start_sample):
         ...
 
@@ -26,7 +26,7 @@ import torch
 from vidray.errors import TooManyFailuresError
 from vidray.training.config import TrainConfig
 from vidray.training.data.augment import augment_config, crop_config
-from vidray.training.data.clips import ClipJob, ClipSpec, MadeClip, part_of, video_of
+from vidray.training.data.clips import ClipJob, ClipSpec, MadeClip, time_range_of, video_of
 from vidray.training.data.order import PADDING, EpochOrder, clip_seed, epoch_order, rank_slots
 from vidray.training.data.pools import LocalPool, MakePool, Pending, Pool, check_decode_cpus
 from vidray.types import ViewConfig
@@ -185,7 +185,7 @@ class ClipSource:
         values = self._table.slice(row, 1).to_pylist()[0]
         occurrence = int(order.occurrences[position])
         seed = clip_seed(seed=self._config.seed, epoch=epoch, row=row, occurrence=occurrence)
-        return ClipJob(row=row, video=video_of(values), part=part_of(values), seed=seed)
+        return ClipJob(row=row, video=video_of(values), time_range=time_range_of(values), seed=seed)
 
     def _collect(self, made: _Window, rows: np.ndarray, epoch: int) -> tuple[Batch, list[MadeClip]]:
         clips = [made.next() for _ in rows]

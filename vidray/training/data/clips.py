@@ -14,7 +14,7 @@ from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
 from vidray.storage.fetch import fetch
 from vidray.training.data.augment import AugmentConfig, augment
-from vidray.types import WHOLE, Limits, Part, Status, VideoRef, ViewConfig
+from vidray.types import WHOLE_FILE, Limits, Status, TimeRange, VideoRef, ViewConfig
 from vidray.video.random_crops import CropConfig
 
 DECODER_NICENESS = 5
@@ -51,7 +51,7 @@ class ClipJob:
     row: int
     """The video's row."""
     video: VideoRef
-    part: Part = WHOLE
+    time_range: TimeRange = WHOLE_FILE
     seed: int = 0
     """Decides all that is random."""
 
@@ -74,9 +74,9 @@ def video_of(row: dict[str, Any]) -> VideoRef:
     return VideoRef(**{name: row[name] for name in ("uri", "size_bytes", "etag", "path")})
 
 
-def part_of(row: dict[str, Any]) -> Part:
+def time_range_of(row: dict[str, Any]) -> TimeRange:
     """The part of the file that a row of a labelled manifest is about."""
-    return Part(start_seconds=row.get("start_seconds") or 0.0, end_seconds=row.get("end_seconds"))
+    return TimeRange(start_seconds=row.get("start_seconds") or 0.0, end_seconds=row.get("end_seconds"))
 
 
 class ClipWorker:
@@ -124,7 +124,7 @@ class ClipWorker:
         try:
             if isinstance(data, VideoError):
                 raise data
-            views_VTHWC, _ = self._sandbox.decode(data, part=job.part, seed=job.seed)
+            views_VTHWC, _ = self._sandbox.decode(data, time_range=job.time_range, seed=job.seed)
         except VideoError as error:
             return MadeClip(row=job.row, frames=None, status=error.status, message=error.message)
         how = self._spec.augment
