@@ -33,10 +33,11 @@ ORDER = {
     "sandbox": ["protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "convert"],
     "scoring": [
-        *("config", "output", "history", "plan", "progress", "summary"),
-        *("host", "predictor", "stages", "stream_predictor", "streaming"),
-        *("runners", "job"),
+        *("config", "output", "history", "plan", "collector", "progress", "timing", "summary"),
+        *("buffers", "predictor", "stages", "stream_predictor", "stream_stage"),
+        *("runners", "stage_specs", "job"),
     ],
+    "scoring.runners": ["base", "local_worker", "local", "ray", "choose"],
     "training": [
         *("config", "metrics", "trackers", "data", "loop", "plan"),
         *("evaluate", "report", "publish", "evaluate_job", "worker", "trainer", "job"),
@@ -51,7 +52,7 @@ ORDER = {
 """The order within a package: a module imports only from those before it."""
 
 ONLY_IN = {
-    "ray": {"cluster", "ray_helpers", "scoring.runners.ray", "training.trainer", "training.data.ray_pool"},
+    "ray": {"cluster", "scoring.runners.ray", "training.trainer", "training.data.ray_pool"},
     "av": {"video.decoder", "cli.demo"},  # the demo also makes videos
     "duckdb": {"scoring.history", "cli.demo"},
 }
@@ -145,7 +146,7 @@ def test_training_and_scoring_never_import_each_other():
         ("vidray.cli.main", {"torch", "transformers", "ray", "av", "duckdb"}),
         ("vidray.scoring.job", {"torch", "transformers", "ray"}),
         ("vidray.scoring.stages", {"torch", "transformers", "ray", "av"}),
-        ("vidray.scoring.streaming", {"torch", "transformers", "ray", "av"}),
+        ("vidray.scoring.stream_stage", {"torch", "transformers", "ray", "av"}),
         ("vidray.sandbox.child", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),
         ("vidray.checkpoints.convert", {"torch", "transformers", "ray", "av", "duckdb"}),
         ("vidray.models.catalogue", {"torch", "transformers", "ray", "av", "duckdb", "pytorchvideo"}),

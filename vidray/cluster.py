@@ -18,17 +18,11 @@ from dataclasses import dataclass
 
 from vidray.cpu_tuning import ENVIRONMENT
 from vidray.errors import RunError, UsageError
-from vidray.ray_helpers import few_processes
 
 _LOCAL_SETTINGS = {
     **ENVIRONMENT,
     # Ray's C++ core writes warnings of no use to a user across the live line.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # Actors get processes of their own: those that Ray starts beforehand cost a second of CPU each, and stay idle.
-    "RAY_prestart_worker_first_driver": "false",
-    # Ray's parts start side by side; what comes too early for another looks again after a second, by default.
-    "RAY_raylet_client_connect_timeout_milliseconds": "20",
-    "RAY_raylet_client_num_connect_attempts": "500",
 }
 """For what is started here, where the user has not set them otherwise."""
 
@@ -40,40 +34,39 @@ def named_cluster(asked: str | None) -> str | None:
     return asked or os.environ.get("RAY_ADDRESS") or None
 
 
+def is_cluster_named(asked: str | None) -> bool:
+    """True if a cluster was named, by a flag or ``$RAY_ADDRESS``, or this process is connected to one already."""
+    ray = sys.modules.get("ray")
+    return named_cluster(asked) is not None or (ray is not None and ray.is_initialized())
+
+
 @contextlib.contextmanager
-def connected(address: str | None, *, runtime_envs: bool = True) -> Iterator[bool]:
+def connected(address: str | None) -> Iterator[None]:
     """Within a Ray cluster: the one at ``address`` or in ``$RAY_ADDRESS``, else one on this machine, ended afterwards.
-    Gives True if it was started here, for this process alone.
 
-    Does nothing, and gives False, if this process is connected already. Raises UsageError if no cluster answers.
-
-    Args:
-        runtime_envs: whether anything will be run in a Ray runtime environment, for which one here needs an agent.
+    Does nothing if this process is connected already. Raises UsageError if no cluster answers.
     """
     import ray
 
     if ray.is_initialized():
-        yield False
+        yield
         return
-    cluster = named_cluster(address) or "local"
-    _connect(cluster, asked_for=address, runtime_envs=runtime_envs)
+    _connect(named_cluster(address) or "local", asked_for=address)
     try:
-        yield cluster == "local"
+        yield
     finally:
         ray.shutdown()
 
 
-def _connect(address: str, *, asked_for: str | None, runtime_envs: bool) -> None:
+def _connect(address: str, *, asked_for: str | None) -> None:
     import ray
 
     for name, value in _LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
-    is_own = address == "local"
-    dashboard = False if is_own else None
-    less = few_processes(runtime_envs=runtime_envs) if is_own else contextlib.nullcontext()
+    dashboard = False if address == "local" else None
     try:
         _knock(address)
-        with _stderr_closed(), signals_kept(), less:
+        with _stderr_closed(), signals_kept():
             ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except OSError as error:
         name = f"--ray-address {asked_for}" if asked_for else f"RAY_ADDRESS={address}"
@@ -129,11 +122,23 @@ def read_cluster() -> Cluster:
     """The resources of the cluster that this process is connected to."""
     import ray
 
-    now = ray.cluster_resources()
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    now, most = ray.cluster_resources(), _autoscaler_maxima()
     cpus, gpus = now.get("CPU", 0.0), now.get("GPU", 0.0)
     max_cpus, max_gpus = max(cpus, most.get("CPU", 0.0)), max(gpus, most.get("GPU", 0.0))
     return Cluster(num_cpus=cpus, num_gpus=gpus, max_cpus=max_cpus, max_gpus=max_gpus)
+
+
+def _autoscaler_maxima() -> dict[str, float]:
+    """What an autoscaler may bring in all; {} if there is none, or this version of Ray does not tell.
+
+    The one private part of Ray that is used: it has no public reader of the autoscaler's configuration.
+    """
+    try:
+        from ray._private.state import state
+
+        return dict(state.get_max_resources_from_cluster_config() or {})
+    except (ImportError, AttributeError):
+        return {}
 
 
 _CAUSE = re.compile(r"^(?!ray\.)([\w.]+(?:Error|Exception|Exit|Interrupt)): (.+)$", re.MULTILINE)

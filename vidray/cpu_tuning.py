@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import os
+from pathlib import Path
 
 ENVIRONMENT = {
     # Threads that spin while they wait take the cores from the decoders: scoring on CPUs is 1.7 times as fast without.
@@ -13,6 +16,16 @@ ENVIRONMENT = {
 """Read when a process starts, or loads a library, so set by who starts it, unless a user has set it otherwise."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use: those it may run on, or fewer where its container has a quota (cgroup v2)."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return allowed
 
 
 def use_one_arena() -> None:

@@ -16,7 +16,7 @@ from vidray.scoring.job import MakeStages, default_stages
 from vidray.scoring.output import ROW
 from vidray.scoring.runners.ray import Stage
 from vidray.scoring.stages import DecodeStage, PredictStage
-from vidray.scoring.streaming import StreamStage
+from vidray.scoring.stream_stage import StreamStage
 
 NUM_DEATHS = 3
 

@@ -138,23 +138,15 @@ def load_model(
 
     Args:
         dtype: of the weights; None: float32.
-        only_scores: it need not be trainable, may be another module with the same logits, which is loaded faster
-            (``Family.scorer_module``), and rounds otherwise.
+        only_scores: it need not be trainable: batch norms become part of the convolutions before them, so the logits
+            differ by rounding (``models.fused``).
 
     Raises:
         UsageError: weights are missing, left over or of another shape, or the files changed since they were read.
     """
-    from vidray.models.loading import load_scorer, load_weights
+    from vidray.models.loading import load_weights
 
-    folder = local_folder(checkpoint)
-    if only_scores:
-        files = [Path(folder, name) for name, _ in checkpoint.weights]
-        scorer = load_scorer(
-            checkpoint.family, config=checkpoint.config, files=files, num_labels=len(checkpoint.labels), dtype=dtype
-        )
-        if scorer is not None:
-            return scorer
-    model = load_weights(checkpoint.family, config=checkpoint.config, folder=folder, dtype=dtype)
+    model = load_weights(checkpoint.family, config=checkpoint.config, folder=local_folder(checkpoint), dtype=dtype)
     if only_scores:
         from vidray.models.fused import fuse
 

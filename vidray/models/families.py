@@ -51,8 +51,6 @@ class Family:
     code from the Hub instead."""
     stream_key: str | None = None
     """Where config.json says whether the network keeps a state from chunk to chunk (``forward_stream``), if it does."""
-    scorer_module: str | None = None
-    """Where ``load_scorer`` builds the same network for scoring alone, without the import of Transformers."""
     batches_side_by_side: bool = True
     """On CPUs, whether batches on a thread each are faster than one batch on all threads (see the Predictor)."""
     head_key: str = "classifier.weight"
@@ -116,7 +114,6 @@ _ROWS = (
         default_num_frames=16,
         default_size=224,
         input_rule="exact",
-        scorer_module="vidray.models.videomae",
         **_IMAGENET,
     ),
     _transformers(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,22 +40,6 @@ def load_weights(
     _refuse_incomplete(report, folder)
     align(model)
     return model.eval()
-
-
-def load_scorer(
-    family: Family, *, config: dict[str, Any], files: list[Path], num_labels: int, dtype: torch.dtype | None = None
-) -> torch.nn.Module | None:
-    """A network with the logits of ``load_weights``' and nothing else, in eval mode, on the CPU.
-
-    None if the family has none, or it does not fit these weights to the letter.
-    """
-    if family.scorer_module is None:
-        return None
-    module = importlib.import_module(family.scorer_module)
-    network: torch.nn.Module | None = module.load_scorer(
-        config, files=files, num_labels=num_labels, dtype=dtype or torch.float32
-    )
-    return network
 
 
 def align(model: torch.nn.Module) -> None:

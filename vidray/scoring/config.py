@@ -16,6 +16,7 @@ from vidray.types import Aggregation, Limits, Span, ViewConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+RunnerName = Literal["auto", "local", "ray"]
 
 CPUS_PER_PREDICTOR = 8
 """A model on CPUs scales to about eight threads; beyond that, further replicas do better."""
@@ -91,8 +92,11 @@ class ScoreConfig:
     """Model replicas, as N or MIN:MAX. Default: one per GPU, or from the cluster's CPUs."""
     fetch_threads: int = 8
     """Objects that each decoding process fetches at a time."""
+    runner: RunnerName = "auto"
+    """What moves the work: `local`, processes of this machine alone; `ray`, Ray Data. auto: ray where a Ray cluster is
+    named (--ray-address, $RAY_ADDRESS, which `ray job submit` sets), else local."""
     ray_address: Annotated[str | None, shown_as("ADDRESS")] = None
-    """Ray cluster to use. Default: $RAY_ADDRESS (set by `ray job submit`), else Ray is started on this machine."""
+    """Ray cluster to use. Default: $RAY_ADDRESS; with --runner ray and neither, Ray is started on this machine."""
     stall_timeout_seconds: float | None = None
     """Give up when no video has finished for this long (nodes that never come, for instance).
     Default: 1800; with --streaming, where one video may take hours, 86400."""
@@ -118,6 +122,12 @@ class ScoreConfig:
         for flag in ("decoders", "predictors"):
             value = getattr(self, flag)
             require(value is None or parse_pool(value) is not None, f"--{flag}", value, "N or MIN:MAX, at least 1")
+        require(
+            self.runner != "local" or self.ray_address is None,
+            "--ray-address",
+            self.ray_address,
+            "none with --runner local, which uses no cluster",
+        )
         require(self.timeline is None or self.streaming, "--timeline", self.timeline, "a timeline with --streaming")
         if self.streaming:
             self._check_streaming()
@@ -131,7 +141,7 @@ class ScoreConfig:
         seconds = self.timeline
         require(seconds is None or 0 < seconds < math.inf, "--timeline", seconds, "a number of seconds above 0")
 
-    def streams_per_actor(self, num_threads: int | None) -> int:
+    def streams_per_worker(self, num_threads: int | None) -> int:
         """Videos side by side with --streaming; ``num_threads``: of a model on CPUs, None on a GPU."""
         return self.batch_size or (16 if num_threads is None else 2 * num_threads)
 

@@ -1,6 +1,6 @@
-"""The way of a score run, from sources to ``_SUCCESS``.
+"""The life of a score run, from sources to ``_SUCCESS``.
 
-lease ─> unfinished run of this configuration? finish it ─> list what is new ─> plan ─> stream ─> seal parts
+lease ─> unfinished run of this configuration? finish it ─> list what is new ─> plan ─> run the stages ─> seal parts
 ─> every planned row there once? ─> keys, summary, _SUCCESS
 """
 
@@ -8,103 +8,46 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
+import datetime
+import functools
 import json
-import os
-import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint, result_key
+from vidray.checkpoints.checkpoint import read_checkpoint, result_key
 from vidray.errors import RunError, TooManyFailuresError
 from vidray.models.families import require_stream
-from vidray.scoring import history, host, output
-from vidray.scoring.config import CPUS_PER_PREDICTOR, ScoreConfig
-from vidray.scoring.host import Host
-from vidray.scoring.output import Collector
+from vidray.scoring import history, output
+from vidray.scoring.collector import MAX_LOSSES, Collector, LossCounter
+from vidray.scoring.config import ScoreConfig
 from vidray.scoring.plan import Plan, commit_plan, find_resumable, plan_fresh
 from vidray.scoring.progress import Progress, format_bytes, format_seconds
-from vidray.scoring.summary import Clock, format_summary, make_summary
+from vidray.scoring.runners.base import Runner
+from vidray.scoring.runners.choose import make_runner
+from vidray.scoring.stage_specs import MakeRunStages, default_stages
+from vidray.scoring.stages import PREDICTED_SCHEMA
+from vidray.scoring.summary import format_summary, make_summary
+from vidray.scoring.timing import StageTimes
 from vidray.storage.lease import Lease
 from vidray.storage.store import Store
-from vidray.types import Status, ViewConfig
+from vidray.types import Status
 
-if TYPE_CHECKING:
-    from vidray.scoring.runners.ray import Layout, Stage
-
-MAX_ROUNDS = 5
-"""How often rows that Ray lost are asked for again before the run gives up."""
-
-MakeStages = Callable[[ScoreConfig, Checkpoint, ViewConfig, int | None, str | None], "tuple[Stage | None, Stage]"]
-
-
-def default_stages(
-    config: ScoreConfig,
-    checkpoint: Checkpoint,
-    view: ViewConfig,
-    num_threads: int | None,
-    host_address: str | None = None,
-) -> tuple[Stage | None, Stage]:
-    """The decode and the predict stage that a run uses; None and one that does both for a streaming run."""
-    from vidray.scoring.runners.ray import Stage
-    from vidray.scoring.stages import DecodeStage, PredictStage
-
-    if view.span == "stream":
-        return None, _stream_stage(config, checkpoint, view, num_threads)
-    decode = {"view": view, "limits": config.limits, "fetch_threads": config.fetch_threads}
-    predict = predictor_settings(config, checkpoint, view, num_threads) | {"host": host_address}
-    return Stage(cls=DecodeStage, kwargs=decode), Stage(cls=PredictStage, kwargs=predict)
-
-
-def predictor_settings(
-    config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig, num_threads: int | None
-) -> dict[str, Any]:
-    """Arguments of the run's ``Predictor``."""
-    return {
-        "checkpoint": checkpoint,
-        "view": view,
-        "device": config.device,
-        "precision": config.precision,
-        "compile": config.compile,
-        "batch_size": config.batch_size,
-        "num_threads": num_threads,
-        "top_k": config.top_k,
-    }
-
-
-def _stream_stage(config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig, num_threads: int | None) -> Stage:
-    from vidray.scoring.runners.ray import Stage
-    from vidray.scoring.streaming import StreamStage
-
-    kwargs = {
-        "checkpoint": checkpoint,
-        "view": view,
-        "limits": config.limits,
-        "num_videos": config.streams_per_actor(num_threads),
-        "device": config.device,
-        "precision": config.precision,
-        "num_threads": num_threads,
-        "top_k": config.top_k,
-    }
-    return Stage(cls=StreamStage, kwargs=kwargs)
+MIN_ROWS_LOST_AT_ONCE = 20
+"""If at least so many rows are asked for and none comes back, the engine is at fault, not the videos."""
 
 
 def _versions(rows: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(rows["uri"], pc.fill_null(rows["etag"], ""), "\x1f")
 
 
-def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 class ScoreJob:
     """One command's work on one output."""
 
     def __init__(
-        self, config: ScoreConfig, *, progress: Progress | None = None, make_stages: MakeStages = default_stages
+        self, config: ScoreConfig, *, progress: Progress | None = None, make_stages: MakeRunStages = default_stages
     ) -> None:
         self.config = config
         self.progress = progress or Progress()
@@ -114,8 +57,7 @@ class ScoreJob:
             require_stream(self.checkpoint.family, self.checkpoint.config)
         self.view = config.effective_view(self.checkpoint.meta.view)
         self.result_key = result_key(self.checkpoint.meta.fingerprint, self.view)
-        self._make_stages = make_stages
-        self._host: Host | None = None
+        self._make_stages = functools.partial(make_stages, config, self.checkpoint, self.view)
 
     def run(self) -> list[dict[str, Any]]:
         """Finish what was begun, then score what is new. Returns the summaries of the runs worked on.
@@ -124,8 +66,9 @@ class ScoreJob:
         """
         if not self.config.allow_unconditional_store:
             self.store.probe()
-        with Lease(self.store).held() as lease, contextlib.ExitStack() as connection:
-            summaries = [self._execute(plan, lease, connection) for plan in self._plans()]
+        runner = make_runner(self.config, self.view, self._make_stages)
+        with Lease(self.store).held() as lease, contextlib.closing(runner):
+            summaries = [self._execute(plan, lease, runner) for plan in self._plans()]
         if not summaries:
             self.progress.say("nothing new to score: the output holds every listed object")
         self._check_failures(summaries)
@@ -189,8 +132,8 @@ class ScoreJob:
             on_progress=lambda count: self.progress.stage(f"listing the sources: {count:,} objects"),
         )
 
-    def _execute(self, plan: Plan, lease: Lease, connection: contextlib.ExitStack) -> dict[str, Any]:
-        header, clock = plan.header, Clock()
+    def _execute(self, plan: Plan, lease: Lease, runner: Runner) -> dict[str, Any]:
+        header, times = plan.header, StageTimes()
         sealed = output.sealed_shards(self.store, header.run_id)
         collector = Collector(
             store=self.store,
@@ -204,9 +147,9 @@ class ScoreJob:
         self.progress.say(f"run {header.run_id}: {plan.rows.num_rows:,} videos in {plan.shards.count} parts")
         self.progress.start(total=plan.rows.num_rows, done=collector.num_rows)
         with self.progress.ticking():
-            self._stream_all(plan, collector, clock, connection)
+            self._collect(plan, collector, times, runner)
         lease.check()
-        return self._finish(plan, clock)
+        return self._finish(plan, times)
 
     def _constants(self, run_id: str) -> dict[str, str]:
         return {
@@ -217,65 +160,33 @@ class ScoreJob:
             "run_id": run_id,
         }
 
-    def _stream_all(self, plan: Plan, collector: Collector, clock: Clock, connection: contextlib.ExitStack) -> None:
-        for _ in range(MAX_ROUNDS):
-            missing = collector.missing_rows()
-            if len(missing) == 0:
-                return
-            self._stream(plan.rows.take(pa.array(missing)), collector, clock, connection)
-        raise RunError(
-            f"{len(collector.missing_rows())} of {plan.rows.num_rows} rows were lost {MAX_ROUNDS} times; "
-            "what came is kept, and the same command goes on from there"
-        )
+    def _collect(self, plan: Plan, collector: Collector, times: StageTimes, runner: Runner) -> None:
+        """Ask for rows until all are there. What was lost is asked for again by itself, and given up in the end."""
+        losses, alone = LossCounter(), False
+        while len(missing := collector.missing_rows()):
+            self.progress.stage("starting the workers")
+            tables = runner.run(plan.rows.take(pa.array(missing)), alone=alone)
+            with contextlib.closing(tables):
+                for table in tables:
+                    self._add(table, collector, times)
+            lost = collector.missing_rows()
+            if len(lost) == len(missing) >= MIN_ROWS_LOST_AT_ONCE:
+                raise RunError(
+                    f"{len(lost)} of {plan.rows.num_rows} rows were asked for and none came back; what came before is "
+                    "kept, and the same command goes on from there"
+                )
+            given_up = losses.add(lost)
+            if given_up:
+                self._add(_lost_rows(plan.rows.take(pa.array(given_up)), runner), collector, times)
+            alone = True
 
-    def _stream(self, rows: pa.Table, collector: Collector, clock: Clock, connection: contextlib.ExitStack) -> None:
-        # Ray: a second to import, not needed when there is nothing to do.
-        from vidray.cluster import connected, read_cluster
-        from vidray.ray_helpers import helpers_here
+    def _add(self, table: pa.Table, collector: Collector, times: StageTimes) -> None:
+        for fresh in collector.add(table):
+            times.add(fresh)
+            num_failed = pc.sum(pc.not_equal(fresh["status"], Status.OK.value)).as_py()
+            self.progress.advance(done=fresh.num_rows, failed=num_failed)
 
-        self.progress.stage("starting the workers")
-        self._begin_host(connection)
-        # Ray Data takes most of a second to import, and Ray's processes leave a core idle while they start.
-        threading.Thread(target=importlib.import_module, args=("vidray.scoring.runners.ray",), daemon=True).start()
-        is_own = connection.enter_context(connected(self.config.ray_address, runtime_envs=False))
-        from vidray.scoring.runners import ray as pipeline
-
-        if is_own:
-            connection.enter_context(helpers_here())
-        cluster = read_cluster()
-        layout = pipeline.make_layout(self.config, self.view, cluster, num_rows=rows.num_rows)
-        threads = layout.threads_per_predictor
-        address = self._host_address(layout)
-        decode, predict = self._make_stages(self.config, self.checkpoint, self.view, threads, address)
-        stream = pipeline.stream(
-            rows, decode=decode, predict=predict, layout=layout, stall_timeout=self.config.stall_seconds
-        )
-        with contextlib.closing(stream) as tables:  # Ray aborts the process if it is shut down while it executes
-            for table in tables:
-                for fresh in collector.add(table):
-                    clock.add(fresh)
-                    num_failed = pc.sum(pc.not_equal(fresh["status"], Status.OK.value)).as_py()
-                    self.progress.advance(done=fresh.num_rows, failed=num_failed)
-
-    def _begin_host(self, connection: contextlib.ExitStack) -> None:
-        """Have the network load while Ray starts, where that is on this machine."""
-        config = self.config
-        is_alone = config.predictors is None and _num_cpus() < 2 * CPUS_PER_PREDICTOR and not config.streaming
-        if self._host is None and is_alone and host.is_useful(device=config.device, ray_address=config.ray_address):
-            settings = predictor_settings(config, self.checkpoint, self.view, _num_cpus())
-            self._host = connection.enter_context(contextlib.closing(Host(**settings)))
-
-    def _host_address(self, layout: Layout) -> str | None:
-        """Of the host, if its predictor is the one that the layout asks for; else it is closed."""
-        if self._host is None:
-            return None
-        if layout.predict.max_size == 1 and layout.threads_per_predictor == _num_cpus():
-            return self._host.address
-        self._host.close()  # Ray counts CPUs by the container's quota, and may have found fewer
-        self._host = None
-        return None
-
-    def _finish(self, plan: Plan, clock: Clock) -> dict[str, Any]:
+    def _finish(self, plan: Plan, times: StageTimes) -> dict[str, Any]:
         """Count what is there, and only then say so; ``_SUCCESS`` comes last."""
         run_id = plan.header.run_id
         keys = history.read_run_keys(self.store, run_id)
@@ -283,7 +194,7 @@ class ScoreJob:
         summary = make_summary(
             plan,
             keys,
-            clock,
+            times,
             # Each decoder of a streaming run fetches its own next video.
             fetch_threads=1 if self.config.streaming else self.config.fetch_threads,
             max_failure_rate=self.config.max_failure_rate,
@@ -322,3 +233,16 @@ class ScoreJob:
             return "no finished run of this model and views to estimate the time from"
         created_at, rate = max(rates)
         return f"about {format_seconds(num_videos / rate)} at the {rate:.1f} videos/s of the run of {created_at}"
+
+
+def _lost_rows(rows: pa.Table, runner: Runner) -> pa.Table:
+    """PREDICTED_SCHEMA of plan rows that were lost too often."""
+    failed = []
+    for values in rows.to_pylist():
+        loss = runner.why_lost(values[output.ROW])
+        failed.append(
+            {name: values[name] for name in (output.ROW, "uri", "etag", "size_bytes", "attempts")}
+            | {"status": loss.status.value, "error": f"lost {MAX_LOSSES} times: {loss.message}"}
+            | {"scored_at": datetime.datetime.now(datetime.UTC)}
+        )
+    return pa.Table.from_pylist(failed, PREDICTED_SCHEMA)

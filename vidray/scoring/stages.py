@@ -1,18 +1,16 @@
 """The two stages of a score run, as plain callables from one Arrow table to another: one row in, one row out.
 
-Ray Data keeps one of each in every actor, but nothing here knows of Ray.
+Each runner keeps some of each in its workers. Nothing here knows of runners.
 """
 
 from __future__ import annotations
 
 import datetime
 import itertools
-import math
 import os
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,8 +21,9 @@ import pyarrow as pa
 
 from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
-from vidray.scoring.host import HostedPredictor, Predicts
-from vidray.scoring.output import PREDICTION_SCHEMA, ROW, TOP_K_TYPE
+from vidray.scoring.buffers import BufferPool
+from vidray.scoring.output import PREDICTION_SCHEMA, ROW
+from vidray.scoring.timing import BusyClock
 from vidray.storage.fetch import fetch
 from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
 
@@ -95,7 +94,7 @@ class DecodeStage:
         self._sandbox.start()
         # Two blocks may be in this stage at once, so that one is fetched while the other is decoded.
         self._decoding = threading.Lock()
-        self._rooms = Rooms()
+        self._buffers = BufferPool()
         self._name = worker_name()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -104,11 +103,11 @@ class DecodeStage:
         fetched = self._fetch_ahead(refs)
         with self._decoding:
             # One allocation for all, of which the column is made without copying.
-            room = self._rooms.take((block.num_rows, *self._view.views_shape))
-            rows = [self._decode(data, seconds, out) for (data, seconds), out in zip(fetched, room, strict=True)]
+            buffer = self._buffers.take((block.num_rows, *self._view.views_shape))
+            rows = [self._decode(data, seconds, out) for (data, seconds), out in zip(fetched, buffer, strict=True)]
         plan_columns = [block[name] for name in (ROW, "uri", "etag", "attempts")]
         columns = dict(zip((ROW, "uri", "etag", "attempts"), plan_columns, strict=True))
-        columns["views"] = _views_column(room, [row["status"] == Status.OK.value for row in rows])
+        columns["views"] = _views_column(buffer, [row["status"] == Status.OK.value for row in rows])
         columns |= {name: _column(rows, name) for name in DECODED_SCHEMA.names if name not in columns}
         return pa.table({name: columns[name] for name in DECODED_SCHEMA.names}, schema=DECODED_SCHEMA)
 
@@ -175,13 +174,13 @@ def _column(rows: list[dict[str, Any]], name: str) -> pa.Array:
     return pa.array([row.get(name) for row in rows], DECODED_SCHEMA.field(name).type)
 
 
-def _views_column(room: np.ndarray, is_ok: list[bool]) -> pa.LargeBinaryArray:
-    """One value per video over the memory of ``room`` (N, V, T, H, W, C); null where decoding failed."""
-    room[np.invert(is_ok)] = 0  # nothing of an earlier use of this memory leaves the process
-    offsets = np.arange(len(room) + 1, dtype=np.int64) * (room.nbytes // max(1, len(room)))
+def _views_column(buffer: np.ndarray, is_ok: list[bool]) -> pa.LargeBinaryArray:
+    """One value per video over the memory of ``buffer`` (N, V, T, H, W, C); null where decoding failed."""
+    buffer[np.invert(is_ok)] = 0  # nothing of an earlier use of this memory leaves the process
+    offsets = np.arange(len(buffer) + 1, dtype=np.int64) * (buffer.nbytes // max(1, len(buffer)))
     valid = np.packbits(np.array(is_ok, dtype=bool), bitorder="little")
-    buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(room.reshape(-1))]
-    return pa.Array.from_buffers(pa.large_binary(), len(room), buffers)
+    buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(buffer.reshape(-1))]
+    return pa.Array.from_buffers(pa.large_binary(), len(buffer), buffers)
 
 
 def views_of(block: pa.Table, view: ViewConfig) -> list[np.ndarray]:
@@ -196,62 +195,6 @@ def views_of(block: pa.Table, view: ViewConfig) -> list[np.ndarray]:
     return [flat.reshape(view.views_shape) for flat in views]
 
 
-class Rooms:
-    """Memory for blocks of views, used again when nothing refers any more to the block that lay there.
-
-    The kernel clears memory that a process asks for: a third of the CPU time of a decode actor, when each block had its
-    own. glibc would not keep it: something small is put where a block was, and the next one no longer fits.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[np.ndarray] = []
-
-    def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A uint8 array of this shape. What it says at first is left from an earlier use."""
-        num_bytes = math.prod(shape)
-        memory = self._free.pop() if self._free else np.empty(0, np.uint8)
-        if memory.nbytes < num_bytes:
-            memory = np.empty(num_bytes, np.uint8)
-        # Over a memoryview, so that views of the room refer to the room; views of an array refer to what is below it.
-        room = np.frombuffer(memory.data, np.uint8, num_bytes)
-        weakref.finalize(room, self._free.append, memory).atexit = False
-        return room.reshape(shape)
-
-
-class BusyClock:
-    """Seconds in which at least one thread was inside, however many were: what a worker was busy."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_inside = 0
-        self._since = 0.0
-        self._seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._step(1)
-
-    def __exit__(self, *_: object) -> None:
-        self._step(-1)
-
-    def take(self) -> float:
-        """Seconds since this was last asked; all that it says add up to the whole."""
-        with self._lock:
-            self._count()
-            seconds, self._seconds = self._seconds, 0.0
-            return seconds
-
-    def _step(self, change: int) -> None:
-        with self._lock:
-            self._count()
-            self._num_inside += change
-
-    def _count(self) -> None:
-        now = time.perf_counter()
-        if self._num_inside:
-            self._seconds += now - self._since
-        self._since = now
-
-
 class PredictStage:
     """Holds one model and scores blocks of decoded videos."""
 
@@ -259,23 +202,17 @@ class PredictStage:
         self,
         *,
         view: ViewConfig,
-        host: str | None = None,
         **settings: Any,
     ) -> None:
         """Args:
-        host: the address of a host, which has a ``Predictor`` of the same settings.
         settings: the other arguments of ``Predictor``.
         """
+        from vidray.scoring.predictor import Predictor  # torch: only in the process that predicts
+
         self._view = view
         self._name = worker_name()
         self._busy = BusyClock()
-
-        def make() -> Predicts:
-            from vidray.scoring.predictor import Predictor  # torch: only in the process that predicts
-
-            return Predictor(view=view, **settings)
-
-        self._predictor = HostedPredictor(host, make_own=make) if host else make()
+        self._predictor = Predictor(view=view, **settings)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """DECODED_SCHEMA → PREDICTED_SCHEMA, in the same order; failed rows pass through. May be called side by side,
@@ -305,6 +242,3 @@ class PredictStage:
         if scores.error is not None:
             return row | {"status": Status.MODEL_ERROR.value, "error": scores.error}
         return row | score_columns(scores.top_k) | {"num_views": self._view.num_views}
-
-
-__all__ = ["DECODED_SCHEMA", "PREDICTED_SCHEMA", "STAGE_SCHEMA", "TOP_K_TYPE", "DecodeStage", "PredictStage"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -12,51 +12,12 @@ import pyarrow.compute as pc
 
 from vidray.scoring.plan import Plan
 from vidray.scoring.progress import format_seconds
+from vidray.scoring.timing import StageTimes
 from vidray.types import Status
 
 
-@dataclass
-class Clock:
-    """Sums up where the time of the streamed rows went; fed by the driver, table by table."""
-
-    started: float = field(default_factory=time.perf_counter)
-    first_row: float | None = None
-    num_rows: int = 0
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    decoders: set[str] = field(default_factory=set)
-    predictors: set[str] = field(default_factory=set)
-    window: tuple[float, float] | None = None
-
-    def add(self, table: pa.Table) -> None:
-        """Take the internal columns of some predicted rows."""
-        self.first_row = self.first_row or time.perf_counter()
-        self.num_rows += table.num_rows
-        for stage in ("fetch", "decode", "predict"):
-            self.seconds[stage] += pc.sum(table[f"{stage}_seconds"]).as_py() or 0.0
-        self.decoders |= set(pc.unique(table["decoder"]).drop_null().to_pylist())
-        self.predictors |= set(pc.unique(table["predictor"]).drop_null().to_pylist())
-        self._widen(pc.min(table["predict_started_at"]).as_py(), pc.max(table["predict_ended_at"]).as_py())
-
-    def _widen(self, start: float | None, end: float | None) -> None:
-        if start is None or end is None:
-            return
-        self.window = (min(start, self.window[0]), max(end, self.window[1])) if self.window else (start, end)
-
-    def busy(self, *, fetch_threads: int) -> dict[str, float]:
-        """Share of the time that each stage's workers were at work, from the first prediction to the last."""
-        if self.window is None:
-            return dict.fromkeys(("fetch", "decode", "predict"), 0.0)
-        seconds = max(self.window[1] - self.window[0], 1e-9)
-        workers = {
-            "fetch": len(self.decoders) * fetch_threads,
-            "decode": len(self.decoders),
-            "predict": len(self.predictors),
-        }
-        return {stage: min(1.0, self.seconds[stage] / (n * seconds)) if n else 0.0 for stage, n in workers.items()}
-
-
 def make_summary(
-    plan: Plan, keys: pa.Table, clock: Clock, *, fetch_threads: int, max_failure_rate: float
+    plan: Plan, keys: pa.Table, times: StageTimes, *, fetch_threads: int, max_failure_rate: float
 ) -> dict[str, Any]:
     """What ``summary.json`` says. ``keys``: of every row in the run's parts."""
     by_status = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(keys["status"]).to_pylist()})
@@ -73,26 +34,26 @@ def make_summary(
         "num_failed": num_failed,
         "failed_by_status": dict(by_status.most_common()),
         "resumed": plan.is_resumed,
-        "this_process": _timing(clock, fetch_threads=fetch_threads),
+        "this_process": _timing(times, fetch_threads=fetch_threads),
     }
 
 
-def _timing(clock: Clock, *, fetch_threads: int) -> dict[str, Any]:
+def _timing(times: StageTimes, *, fetch_threads: int) -> dict[str, Any]:
     now = time.perf_counter()
-    total = sum(clock.seconds.values())
-    busy = clock.busy(fetch_threads=fetch_threads)
-    streaming = clock.window[1] - clock.window[0] if clock.window else 0.0
-    rate = clock.num_rows / streaming if streaming > 0 else 0.0
+    total = sum(times.seconds.values())
+    busy = times.busy(fetch_threads=fetch_threads)
+    streaming = times.window[1] - times.window[0] if times.window else 0.0
+    rate = times.num_rows / streaming if streaming > 0 else 0.0
     return {
-        "num_videos": clock.num_rows,
-        "seconds": now - clock.started,
-        "start_up_seconds": (clock.first_row or now) - clock.started,
+        "num_videos": times.num_rows,
+        "seconds": now - times.started,
+        "start_up_seconds": (times.first_row or now) - times.started,
         "videos_per_second": rate,
-        "videos_per_second_per_predictor": rate / len(clock.predictors) if clock.predictors else 0.0,
-        "num_decoders": len(clock.decoders),
-        "num_predictors": len(clock.predictors),
-        "stage_seconds": dict(clock.seconds),
-        "stage_share": {stage: seconds / total if total else 0.0 for stage, seconds in clock.seconds.items()},
+        "videos_per_second_per_predictor": rate / len(times.predictors) if times.predictors else 0.0,
+        "num_decoders": len(times.decoders),
+        "num_predictors": len(times.predictors),
+        "stage_seconds": dict(times.seconds),
+        "stage_share": {stage: seconds / total if total else 0.0 for stage, seconds in times.seconds.items()},
         "stage_busy": busy,
         "held_back_by": max(busy, key=busy.__getitem__) if any(busy.values()) else None,
     }

@@ -1,4 +1,4 @@
-"""The Ray graph of a score run, on one screen: plan rows ─> decode actors (CPU) ─> predict actors (GPU) ─> rows back.
+"""The Ray runner. Its graph, on one screen: plan rows ─> decode actors (CPU) ─> predict actors (GPU) ─> rows back.
 
 Two rules keep every row exactly once through the death of any actor or node. Each stage gives one output block for one
 input block, so that the replay of a task cannot differ in its number of blocks; and the driver keys rows by plan row
@@ -8,10 +8,10 @@ sizes: hence ``target_max_block_size = None``.)
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +20,13 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 
-from vidray.cluster import Cluster, explain
+from vidray.cluster import Cluster, connected, explain, read_cluster
 from vidray.errors import UsageError
 from vidray.flags import parse_pool
 from vidray.scoring.config import CPUS_PER_PREDICTOR, ScoreConfig
+from vidray.scoring.runners.base import UNKNOWN_LOSS, Loss, MakeStages, Stages
 from vidray.types import ViewConfig
 
 BLOCK_BYTES = 128 * 1024**2
@@ -46,22 +46,40 @@ _DECODE_SHARE = 0.75
 """Of what two operators may take of the store: Ray Data keeps half of it for both, and gives the rest to who asks."""
 _MIN_STORE_BYTES = 256 * 1024**2
 """With less, Ray Data, which guesses the size of blocks at first, lets one task run at a time."""
-_TAIL_BLOCKS = 4
-"""At the end of a run, where a row that comes late makes the whole run late, nothing sleeps."""
-_MIN_WAIT_SECONDS, _MAX_SLEEP_SECONDS, _SLEPT_SHARE = 0.02, 2.0, 0.85
-_MAX_STEP_SECONDS, _STEP_SHARE = 0.5, 0.25
+
+
+class RayRunner:
+    """Implements ``Runner`` on Ray Data: on the cluster that was named, else on a Ray that is started here."""
+
+    def __init__(self, config: ScoreConfig, view: ViewConfig, make_stages: MakeStages) -> None:
+        self._config, self._view, self._make_stages = config, view, make_stages
+        self._connection = contextlib.ExitStack()
+        self._is_connected = False
+
+    def run(self, rows: pa.Table, *, alone: bool = False) -> Generator[pa.Table, None, None]:
+        """See ``Runner.run``."""
+        if not self._is_connected:
+            self._connection.enter_context(connected(self._config.ray_address))
+            self._is_connected = True
+        layout = make_layout(self._config, self._view, read_cluster(), num_rows=rows.num_rows)
+        if alone:
+            layout = dataclasses.replace(layout, rows_per_block=1)
+        stages = self._make_stages(layout.threads_per_predictor)
+        # Ray aborts the process if it is shut down while it executes.
+        with contextlib.closing(stream(rows, stages, layout, stall_timeout=self._config.stall_seconds)) as tables:
+            yield from tables
+
+    def why_lost(self, row: int) -> Loss:
+        """See ``Runner.why_lost``."""
+        return UNKNOWN_LOSS
+
+    def close(self) -> None:
+        """See ``Runner.close``."""
+        self._connection.close()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A callable class that every actor of a pool makes once, with its arguments."""
-
-    cls: type
-    kwargs: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool:
+class ActorPool:
     """How many actors a stage gets, and what each one takes of the cluster."""
 
     min_size: int
@@ -87,9 +105,9 @@ class Pool:
 class Layout:
     """Where the work runs: two pools, or one that does both, and the size of a block."""
 
-    decode: Pool | None
+    decode: ActorPool | None
     """None: the predictors decode too, as in a streaming run."""
-    predict: Pool
+    predict: ActorPool
     rows_per_block: int
     threads_per_predictor: int | None
     max_store_bytes: float = math.inf
@@ -121,7 +139,7 @@ def make_layout(config: ScoreConfig, view: ViewConfig, cluster: Cluster, *, num_
     )
 
 
-def _store_bytes(decode: Pool, predict: Pool, *, block_bytes: int) -> float:
+def _store_bytes(decode: ActorPool, predict: ActorPool, *, block_bytes: int) -> float:
     """Enough for two blocks in each actor, and one that waits for each predictor.
 
     On CPUs decoders share the cores with the network: to run ahead gains nothing, and Ray would let them fill half of
@@ -131,16 +149,16 @@ def _store_bytes(decode: Pool, predict: Pool, *, block_bytes: int) -> float:
     return max(_MIN_STORE_BYTES, num_blocks * block_bytes / _DECODE_SHARE)
 
 
-def _predict_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Pool:
+def _predict_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> ActorPool:
     if on_gpu:
         # No CPU of its own: decoders that came first could otherwise hold all CPUs of the GPU's node for ever.
         low, high = parse_pool(config.predictors or "") or (1, max(1, int(cluster.max_gpus)))
-        return Pool(min_size=low, max_size=high, num_cpus=0, num_gpus=1, calls_per_actor=2)
+        return ActorPool(min_size=low, max_size=high, num_cpus=0, num_gpus=1, calls_per_actor=2)
     low, high = parse_pool(config.predictors or "") or (max(1, int(cluster.num_cpus) // CPUS_PER_PREDICTOR),) * 2
-    return Pool(min_size=low, max_size=high, num_cpus=0.4, calls_per_actor=2, waiting_per_actor=1)
+    return ActorPool(min_size=low, max_size=high, num_cpus=0.4, calls_per_actor=2, waiting_per_actor=1)
 
 
-def _decode_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Pool:
+def _decode_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> ActorPool:
     cpus = 1.0 if on_gpu and cluster.max_cpus >= 2 else 0.5
 
     def default(num_cpus: float) -> int:
@@ -148,22 +166,22 @@ def _decode_pool(config: ScoreConfig, cluster: Cluster, *, on_gpu: bool) -> Pool
         return max(1, int((num_cpus - READ_CPUS) / cpus)) if on_gpu else max(1, int(num_cpus) // 2)
 
     low, high = parse_pool(config.decoders or "") or (default(cluster.num_cpus), default(cluster.max_cpus))
-    return Pool(min_size=low, max_size=high, num_cpus=cpus, calls_per_actor=2)
+    return ActorPool(min_size=low, max_size=high, num_cpus=cpus, calls_per_actor=2)
 
 
 def _stream_layout(
-    config: ScoreConfig, predict: Pool, cluster: Cluster, *, num_rows: int, threads: int | None
+    config: ScoreConfig, predict: ActorPool, cluster: Cluster, *, num_rows: int, threads: int | None
 ) -> Layout:
     """One pool: every actor has the decoders of its videos with it, and is called once for each video at a time."""
-    num_videos = config.streams_per_actor(threads)
+    num_videos = config.streams_per_worker(threads)
     pool = dataclasses.replace(predict, num_cpus=0 if predict.num_gpus else 0.9, calls_per_actor=num_videos)
     _check_fits(None, pool, cluster)
     rows = max(1, min(MAX_ROWS_PER_STREAM_BLOCK, num_rows // (4 * num_videos * pool.max_size)))
     return Layout(decode=None, predict=pool, rows_per_block=rows, threads_per_predictor=threads)
 
 
-def _check_fits(decode: Pool | None, predict: Pool, cluster: Cluster) -> None:
-    decode = decode or Pool(min_size=0, max_size=0, num_cpus=0)
+def _check_fits(decode: ActorPool | None, predict: ActorPool, cluster: Cluster) -> None:
+    decode = decode or ActorPool(min_size=0, max_size=0, num_cpus=0)
     need_cpus = decode.min_size * decode.num_cpus + predict.min_size * predict.num_cpus + READ_CPUS
     need_gpus = predict.min_size * predict.num_gpus
     if need_cpus <= cluster.max_cpus and need_gpus <= cluster.max_gpus:
@@ -175,72 +193,33 @@ def _check_fits(decode: Pool | None, predict: Pool, cluster: Cluster) -> None:
     )
 
 
-def stream(
-    rows: pa.Table, *, decode: Stage | None, predict: Stage, layout: Layout, stall_timeout: float
-) -> Generator[pa.Table, None, None]:
+def stream(rows: pa.Table, stages: Stages, layout: Layout, *, stall_timeout: float) -> Generator[pa.Table, None, None]:
     """Run plan rows through the stages; tables of predicted rows come back in whatever order they finish.
 
     Close it before Ray is shut down.
     """
-    pace = _Pace(num_rows=rows.num_rows - _TAIL_BLOCKS * layout.rows_per_block)
-    _configure(layout, stall_timeout, pace)
+    _configure(layout, stall_timeout)
     # Not iter_batches: its threads may outlive it, and Ray ends a process in which one of them lets go of an object
     # while Ray is being shut down.
     bundles = None
     try:
-        bundles = make_graph(rows, decode=decode, predict=predict, layout=layout).iter_internal_ref_bundles()
+        bundles = make_graph(rows, stages, layout).iter_internal_ref_bundles()
         for bundle in bundles:
-            pace.take(bundle.num_rows() or 0)
             for entry in bundle.blocks:
                 table = ray.get(entry.ref)
                 if table.num_rows:  # an empty one has no columns
                     yield table
-            pace.rest()
     except ray.exceptions.RayError as error:
         raise explain(error) from error
     finally:
         del bundles  # with the last reference to it the execution ends
 
 
-class _Pace:
-    """Sleeps for most of the time from one block to the next, but near the end of a run. Ray looks a hundred times a
-    second whether the next is there, and ten times a second what to run next, which take 3 and 2.4 % of a core.
-    """
-
-    def __init__(self, *, num_rows: int) -> None:
-        self._num_left = num_rows
-        self._gap_seconds = 0.0
-        self._came = self._asked = time.monotonic()
-
-    def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        # Ray sends the callback that has this to every actor, where nothing calls it. As itself it would have them
-        # import this module and the command line's while they start.
-        return object, ()
-
-    def take(self, num_rows: int) -> None:
-        """A block has come."""
-        now = time.monotonic()
-        self._gap_seconds, self._came = now - self._came, now
-        self._num_left -= num_rows
-
-    def rest(self) -> None:
-        """The next may be awaited."""
-        has_waited = self._came - self._asked > _MIN_WAIT_SECONDS  # else blocks come faster than they are asked for
-        if has_waited and self._num_left > 0:
-            time.sleep(min(_MAX_SLEEP_SECONDS, _SLEPT_SHARE * self._gap_seconds))
-        self._asked = time.monotonic()
-
-    def rest_from_planning(self) -> None:
-        """What runs next was decided. Shorter than a block takes, of which each actor has one more than it works on."""
-        if self._num_left > 0:
-            time.sleep(min(_MAX_STEP_SECONDS, _STEP_SHARE * self._gap_seconds))
-
-
-def make_graph(rows: pa.Table, *, decode: Stage | None, predict: Stage, layout: Layout) -> ray.data.Dataset:
-    """The dataset of a run, not yet executed. Decode and predict are two operators, each a pool of actors; without
-    ``decode`` (and its pool) predict is all."""
+def make_graph(rows: pa.Table, stages: Stages, layout: Layout) -> ray.data.Dataset:
+    """The dataset of a run, not yet executed. Decode and predict are two operators, each a pool of actors; where the
+    stages have no ``decode``, predict is all."""
     dataset = _plan_dataset(rows, layout)
-    for stage, pool in ((decode, layout.decode), (predict, layout.predict)):
+    for stage, pool in ((stages.decode, layout.decode), (stages.predict, layout.predict)):
         if stage is not None and pool is not None:
             cls = _refusing_late(stage.cls)
             dataset = dataset.map_batches(cls, fn_constructor_kwargs=stage.kwargs, **_placement(layout, pool))
@@ -294,7 +273,7 @@ def _growing_slices(num_rows: int, rows_per_block: int) -> Iterator[tuple[int, i
         start, size = start + size, min(2 * size, rows_per_block)
 
 
-def _placement(layout: Layout, pool: Pool) -> dict[str, Any]:
+def _placement(layout: Layout, pool: ActorPool) -> dict[str, Any]:
     return {
         # None is a batch per block, which Ray refuses for GPUs; there a batch of a block's size is nearly the same.
         "batch_size": layout.rows_per_block if pool.num_gpus else None,
@@ -306,13 +285,8 @@ def _placement(layout: Layout, pool: Pool) -> dict[str, Any]:
     }
 
 
-def _configure(layout: Layout, stall_timeout: float, pace: _Pace) -> None:
-    class Paced(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:
-            pace.rest_from_planning()
-
+def _configure(layout: Layout, stall_timeout: float) -> None:
     context = DataContext.get_current()
-    context.custom_execution_callback_classes = [Paced]
     context.target_max_block_size = None
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=layout.max_store_bytes

@@ -31,7 +31,7 @@ from vidray.scoring.plan import PLAN_SCHEMA
 from vidray.scoring.runners.ray import Stage
 from vidray.scoring.stages import PREDICTED_SCHEMA
 from vidray.scoring.stream_predictor import StreamPredictor, _Request
-from vidray.scoring.streaming import ByteBudget, StreamStage
+from vidray.scoring.stream_stage import ByteBudget, StreamStage
 from vidray.types import Limits, ViewConfig
 from vidray.video.views import stream_views
 
@@ -321,7 +321,7 @@ def test_a_budget_serves_who_came_first_so_that_a_large_video_is_not_overtaken_f
 MEMORY = """
 import json, sys
 from pathlib import Path
-from tests.scoring.test_streaming import make_stage, plan
+from tests.scoring.test_stream_stage import make_stage, plan
 
 def peak(pid):
     return next(int(line.split()[1]) * 1024 for line in open(f"/proc/{pid}/status") if line.startswith("VmHWM"))
