@@ -95,3 +95,11 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(params=["local", "ray"])
+def runner(request: pytest.FixtureRequest) -> str:
+    """Each runner in turn, for jobs in the test's own process."""
+    if request.param == "ray":
+        request.getfixturevalue("local_ray")
+    return request.param

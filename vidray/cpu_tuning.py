@@ -15,6 +15,7 @@ ENVIRONMENT = {
 }
 """Read when a process starts, or loads a library, so set by who starts it, unless a user has set it otherwise."""
 
+_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
@@ -22,7 +23,7 @@ def num_cpus() -> int:
     """CPUs that this process may use: those it may run on, or fewer where its container has a quota (cgroup v2)."""
     allowed = len(os.sched_getaffinity(0))
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = _QUOTA_FILE.read_text().split()
         return max(1, min(allowed, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no such file, or "max": no quota
         return allowed

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.support import runs
-from vidray.cli.main import main as cli
+from vidray.cli import main as cli
 from vidray.errors import RunError, TooManyFailuresError, UsageError
 
 

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
-from tests.support.faulty_stages import Stage, default_stages
+from tests.support.faulty_stages import poison_stages
 from tests.support.poison_child import poisoned
 from tests.support.videos import audio_only, make_video
 from vidray.errors import TooManyFailuresError, UsageError
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import PREDICTION_SCHEMA
+from vidray.scoring.stage_specs import default_stages
 from vidray.types import Limits
 
 
@@ -30,51 +31,46 @@ def model(tmp_path_factory) -> Path:
 
 
 def score(source: object, model: object, output: object, *, make_stages=default_stages, **more) -> list[dict]:
-    values = {"views": "1x1", "span": "full", "max_failure_rate": 1.0, **more}
+    values = {"views": "1x1", "span": "full", "max_failure_rate": 1.0, "runner": "local", **more}
     sources = source if isinstance(source, tuple) else (str(source),)
     config = ScoreConfig(source=sources, model=str(model), output=str(output), **values)
     return ScoreJob(config, make_stages=make_stages).run()
 
 
-def poison_stages(*args):
-    decode, predict = default_stages(*args)
-    return Stage(cls=decode.cls, kwargs={**decode.kwargs, "child_module": "tests.support.poison_child"}), predict
-
-
-def test_nights_over_a_bucket_that_changes(tmp_path, model, local_ray):
+def test_nights_over_a_bucket_that_changes(tmp_path, model, runner):
     """New, changed, deleted and failed objects, a new model, other views: every night pays for just what is new."""
     videos, output = tmp_path / "videos", tmp_path / "out"
     uris = runs.make_bucket(videos, num_videos=5)
     (videos / "bad.mp4").write_bytes(b"no video")
-    first = score(videos, model, output)
+    first = score(videos, model, output, runner=runner)
     assert [(s["num_listed"], s["num_already_done"], s["num_scored"], s["num_failed"]) for s in first] == [(6, 0, 5, 1)]
     runs.assert_each_once(output, [*uris, str(videos / "bad.mp4")])
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file() and "_lease" not in str(path)}
 
-    assert score(videos, model, output) == [], "nothing is new"
+    assert score(videos, model, output, runner=runner) == [], "nothing is new"
     after = {path: path.read_bytes() for path in output.rglob("*") if path.is_file() and "_lease" not in str(path)}
     assert after == before, "a run without work writes nothing"
 
     (videos / "new.mp4").write_bytes(make_video(num_frames=8))
     Path(uris[0]).write_bytes(make_video(num_frames=12))
     Path(uris[1]).unlink()
-    second = score(videos, model, output)
+    second = score(videos, model, output, runner=runner)
     assert [(s["num_listed"], s["num_already_done"], s["num_scored"]) for s in second] == [(6, 4, 2)]
 
-    retried = score(videos, model, output, retry_failed=True)
+    retried = score(videos, model, output, retry_failed=True, runner=runner)
     assert [(s["num_scored"], s["num_failed"]) for s in retried] == [(0, 1)]
     bad = [row for row in runs.read_rows(output) if row["uri"].endswith("bad.mp4")]
     assert [row["attempts"] for row in bad] == [1, 2]
 
-    assert [s["num_scored"] + s["num_failed"] for s in score(videos, model, output, views="2x3")] == [6]
+    assert [s["num_scored"] + s["num_failed"] for s in score(videos, model, output, views="2x3", runner=runner)] == [6]
     other = make_videomae(tmp_path / "other", seed=1)
-    assert [s["num_scored"] + s["num_failed"] for s in score(videos, other, output)] == [6]
+    assert [s["num_scored"] + s["num_failed"] for s in score(videos, other, output, runner=runner)] == [6]
     ok = duckdb.sql(f"""SELECT uri, etag, result_key, count(*) n FROM '{output}/predictions/*/*.parquet'
                         WHERE status = 'ok' GROUP BY ALL HAVING n > 1""").fetchall()
     assert ok == [], "a video has at most one ok row per version, model and views"
 
 
-def test_every_part_says_all_that_the_schema_promises(tmp_path, model, local_ray):
+def test_every_part_says_all_that_the_schema_promises(tmp_path, model):
     runs.make_bucket(tmp_path / "videos", num_videos=2, num_frames=10)
     score(tmp_path / "videos", model, tmp_path / "out", views="2x3", top_k=3)
     part = pq.read_table(runs.parts(tmp_path / "out")[0], partitioning=None)
@@ -93,14 +89,14 @@ def test_every_part_says_all_that_the_schema_promises(tmp_path, model, local_ray
     assert json.loads(row["view_config"])["num_crops"] == 3
 
 
-def test_the_summary_accounts_for_every_listed_object_and_for_the_time(tmp_path, model, local_ray):
+def test_the_summary_accounts_for_every_listed_object_and_for_the_time(tmp_path, model, runner):
     videos, output = tmp_path / "videos", tmp_path / "out"
     runs.make_bucket(videos, num_videos=3)
-    score(videos, model, output)
+    score(videos, model, output, runner=runner)
     runs.make_bucket(videos, num_videos=12)
     (videos / "sound.mp4").write_bytes(audio_only())
     (videos / "empty.mp4").touch()
-    (summary,) = score(videos, model, output)
+    (summary,) = score(videos, model, output, runner=runner)
     stored = json.loads(runs.markers(output, "summary.json")[-1].read_text())
     assert stored == summary
     assert summary["failed_by_status"] == {"no_video": 1, "corrupt": 1}
@@ -116,7 +112,7 @@ def test_the_summary_accounts_for_every_listed_object_and_for_the_time(tmp_path,
     assert 0 < timing["start_up_seconds"] < timing["seconds"]
 
 
-def test_too_many_failures_end_with_code_3_and_a_failed_marker_after_all_rows_are_written(tmp_path, model, local_ray):
+def test_too_many_failures_end_with_code_3_and_a_failed_marker_after_all_rows_are_written(tmp_path, model):
     videos, output = tmp_path / "videos", tmp_path / "out"
     uris = runs.make_bucket(videos, num_videos=4)
     (videos / "z.mp4").write_bytes(b"")
@@ -128,7 +124,7 @@ def test_too_many_failures_end_with_code_3_and_a_failed_marker_after_all_rows_ar
     assert score(videos, model, output, max_failure_rate=0.1) == [], "a failed run is over; corrupt files stay corrupt"
 
 
-def test_poisonous_videos_are_tombstones_and_all_others_are_scored(tmp_path, model, local_ray):
+def test_poisonous_videos_are_tombstones_and_all_others_are_scored(tmp_path, model, runner):
     """A segfault, a hang that holds the GIL, and a memory bomb in one run."""
     videos, output = tmp_path / "videos", tmp_path / "out"
     uris = runs.make_bucket(videos, num_videos=40)
@@ -136,7 +132,7 @@ def test_poisonous_videos_are_tombstones_and_all_others_are_scored(tmp_path, mod
     for number, fault in faults.items():
         Path(uris[number]).write_bytes(poisoned(Path(uris[number]).read_bytes(), fault))
     limits = Limits(decode_timeout_seconds=4, decode_memory_bytes=512 * 1024**2)
-    (summary,) = score(videos, model, output, make_stages=poison_stages, limits=limits)
+    (summary,) = score(videos, model, output, make_stages=poison_stages, limits=limits, runner=runner)
     rows = runs.assert_each_once(output, uris)
     got = {number: rows[number]["status"] for number in faults}
     assert got == {3: "decoder_crashed", 17: "decode_timeout", 29: "out_of_memory"}
@@ -144,7 +140,7 @@ def test_poisonous_videos_are_tombstones_and_all_others_are_scored(tmp_path, mod
     assert all(row["status"] == "ok" for number, row in enumerate(rows) if number not in faults)
 
 
-def test_odd_object_names_are_names_and_nothing_else(tmp_path, model, local_ray):
+def test_odd_object_names_are_names_and_nothing_else(tmp_path, model):
     videos, output = tmp_path / "videos", tmp_path / "out"
     good = make_video(num_frames=8)
     names = [b"http:__x.mp4", b"concat:a|b.mp4", b"a\nb.mp4", b"caf\xe9.mp4", b"a b#c?d%20e*[f].mp4", "ü.mp4".encode()]
@@ -159,7 +155,7 @@ def test_odd_object_names_are_names_and_nothing_else(tmp_path, model, local_ray)
     assert score(videos, model, output) == [], "they are recognised the next night"
 
 
-def test_a_hostile_file_reads_no_other_file_and_fails_as_a_row(tmp_path, model, local_ray):
+def test_a_hostile_file_reads_no_other_file_and_fails_as_a_row(tmp_path, model, runner):
     videos, output = tmp_path / "videos", tmp_path / "out"
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(make_video(num_frames=8))
@@ -168,7 +164,7 @@ def test_a_hostile_file_reads_no_other_file_and_fails_as_a_row(tmp_path, model, 
     (videos / "playlist.mp4").write_text(
         f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n"
     )
-    score(videos, model, output)
+    score(videos, model, output, runner=runner)
     assert all(row["status"] in ("unsupported", "corrupt") for row in runs.read_rows(output))
 
 
@@ -219,10 +215,11 @@ def test_a_bucket_on_azure(tmp_path, model, azure_container):
     assert "nothing new" in runs.run(arguments)
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, model, local_ray):
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, model):
     videos, output = tmp_path / "videos", tmp_path / "out"
     runs.make_bucket(videos, num_videos=4)
-    config = ScoreConfig(source=(str(videos),), model=str(model), output=str(output), views="1x1", span="full")
+    places = {"source": (str(videos),), "model": str(model), "output": str(output)}
+    config = ScoreConfig(**places, views="1x1", span="full", runner="local")
     text = ScoreJob(config).dry_run()
     assert "would score 4 videos" in text
     assert not output.exists()
@@ -233,7 +230,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, model, l
     assert "videos/s of the run of" in text
 
 
-def test_a_run_id_is_resumed_only_with_the_configuration_that_it_was_started_with(tmp_path, model, local_ray):
+def test_a_run_id_is_resumed_only_with_the_configuration_that_it_was_started_with(tmp_path, model):
     videos, output = tmp_path / "videos", tmp_path / "out"
     runs.make_bucket(videos, num_videos=2)
     score(videos, model, output, run_id="monday")
@@ -244,7 +241,7 @@ def test_a_run_id_is_resumed_only_with_the_configuration_that_it_was_started_wit
         score(tmp_path / "out", model, output, run_id="monday")
 
 
-def test_several_sources_and_a_manifest_are_scored_once_each(tmp_path, model, local_ray):
+def test_several_sources_and_a_manifest_are_scored_once_each(tmp_path, model):
     uris = runs.make_bucket(tmp_path / "a", num_videos=3)
     runs.make_bucket(tmp_path / "b", num_videos=1)
     gone = tmp_path / "gone.mp4"
@@ -311,15 +308,15 @@ def test_flags_win_over_the_config_file_and_both_are_one_definition(tmp_path, mo
     assert "--vews" in runs.run(arguments, code=2)
 
 
-def test_a_resumed_run_also_scores_what_came_since(tmp_path, model, local_ray):
+def test_a_resumed_run_also_scores_what_came_since(tmp_path, model, runner):
     videos, output = tmp_path / "videos", tmp_path / "out"
     runs.make_bucket(videos, num_videos=4)
-    score(videos, model, output)
+    score(videos, model, output, runner=runner)
     marker = runs.markers(output)[0]
     for name in ("_SUCCESS", "summary.json", "keys.parquet"):
         marker.with_name(name).unlink()
     (videos / "new.mp4").write_bytes(make_video(num_frames=8))
-    resumed, fresh = score(videos, model, output)
+    resumed, fresh = score(videos, model, output, runner=runner)
     assert (resumed["resumed"], resumed["num_scored"]) == (True, 4)
     assert (fresh["resumed"], fresh["num_scored"], fresh["num_already_done"]) == (False, 1, 4)
     shutil.rmtree(output)

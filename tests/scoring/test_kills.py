@@ -1,4 +1,4 @@
-"""Nothing is lost or written twice, whoever is killed whenever: issue 2's promise, with real processes and signals."""
+"""Nothing is lost or written twice, whoever is killed whenever: with real processes and signals, on both runners."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ import pytest
 
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
-from tests.support.faulty_stages import faulty_stages
+from tests.support.faulty_stages import DropsAll, faulty_stages
 from vidray.errors import RunError
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
+from vidray.scoring.runners.base import Stages, StageSpec
+from vidray.scoring.stage_specs import default_stages
 from vidray.storage.store import Store
 
 SMALL_PARTS = (*runs.TINY_VIEWS, "--rows-per-part", "8", "--fetch-threads", "1")
+
+
+RUNNERS = pytest.mark.parametrize("name", ["local", "ray"])
+
+
+def on(name: str) -> tuple[str, ...]:
+    """The flags for one of the runners."""
+    return (*SMALL_PARTS, "--runner", name)
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +38,16 @@ def model(tmp_path_factory) -> Path:
 
 
 def config(source: Path, model: Path, output: Path, **more) -> ScoreConfig:
-    values = {"views": "1x1", "span": "full", "rows_per_part": 8, **more}
+    values = {"views": "1x1", "span": "full", "rows_per_part": 8, "runner": "local", **more}
     return ScoreConfig(source=(str(source),), model=str(model), output=str(output), **values)
 
 
-def test_a_driver_killed_again_and_again_ends_with_one_row_per_video(tmp_path, model):
+@RUNNERS
+def test_a_driver_killed_again_and_again_ends_with_one_row_per_video(tmp_path, model, name):
     """SIGKILL at six points: while it starts, after the plan, after some parts, and just before the end."""
     uris = runs.make_bucket(tmp_path / "videos", num_videos=96)
     output = tmp_path / "out"
-    arguments = runs.command(source=tmp_path / "videos", model=model, output=output, flags=SMALL_PARTS)
+    arguments = runs.command(source=tmp_path / "videos", model=model, output=output, flags=on(name))
     finished: dict[Path, bytes] = {}
     seeded = random.Random(7)
 
@@ -86,7 +97,7 @@ def test_a_driver_killed_before_and_after_a_put_neither_loses_nor_doubles_the_pa
 KILL_AT_PUT = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from vidray.cli.main import main as cli
+from vidray.cli import main as cli
 from vidray.storage.store import Store
 
 create = Store.create
@@ -104,11 +115,11 @@ sys.exit(cli.main(["score", *sys.argv[1:]]))
 
 
 @pytest.mark.parametrize("victim", ["decode", "predict", "child"])
-def test_an_actor_killed_in_the_middle_of_a_block_loses_and_doubles_no_row(tmp_path, model, local_ray, victim):
+def test_a_worker_killed_in_the_middle_of_a_block_loses_and_doubles_no_row(tmp_path, model, runner, victim):
     """The replay of the block has rows of other sizes and in another order, as after a timeout."""
     uris = runs.make_bucket(tmp_path / "videos", num_videos=64)
     stages = faulty_stages(victim=victim, state=tmp_path / "state")
-    ScoreJob(config(tmp_path / "videos", model, tmp_path / "out"), make_stages=stages).run()
+    ScoreJob(config(tmp_path / "videos", model, tmp_path / "out", runner=runner), make_stages=stages).run()
     rows = runs.assert_each_once(tmp_path / "out", uris)
     assert len(list((tmp_path / "state").iterdir())) == 3, "the victim should have been killed three times"
     if victim != "child":
@@ -129,9 +140,7 @@ def test_two_drivers_at_once_on_the_same_and_on_different_run_ids_score_each_vid
         runs.assert_each_once(output, uris)
 
 
-def test_an_object_overwritten_between_plan_and_fetch_is_a_changed_row_and_scored_the_next_night(
-    tmp_path, model, local_ray
-):
+def test_an_object_overwritten_between_plan_and_fetch_is_a_changed_row_and_scored_the_next_night(tmp_path, model):
     uris = runs.make_bucket(tmp_path / "videos", num_videos=6)
     victim = Path(uris[2])
     job = ScoreJob(config(tmp_path / "videos", model, tmp_path / "out", max_failure_rate=0.5))
@@ -151,11 +160,12 @@ def test_an_object_overwritten_between_plan_and_fetch_is_a_changed_row_and_score
     assert len(runs.read_rows(tmp_path / "out")) == 7
 
 
+@RUNNERS
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_leaves_nothing_broken_and_the_next_one_resumes(tmp_path, model, signum, code):
+def test_an_interrupted_run_leaves_nothing_broken_and_the_next_one_resumes(tmp_path, model, signum, code, name):
     uris = runs.make_bucket(tmp_path / "videos", num_videos=300)
     output = tmp_path / "out"
-    arguments = runs.command(source=tmp_path / "videos", model=model, output=output, flags=SMALL_PARTS)
+    arguments = runs.command(source=tmp_path / "videos", model=model, output=output, flags=on(name))
     process = runs.start(arguments)
     runs.wait_until(lambda: len(runs.parts(output)) >= 2 or process.poll() is not None, what="two parts")
     process.send_signal(signum)
@@ -166,15 +176,31 @@ def test_an_interrupted_run_leaves_nothing_broken_and_the_next_one_resumes(tmp_p
     runs.assert_each_once(output, uris)
 
 
-def test_a_run_that_lost_rows_for_good_fails_loudly_and_is_not_called_complete(tmp_path, model, local_ray):
-    runs.make_bucket(tmp_path / "videos", num_videos=16)
+def test_a_row_that_is_lost_again_and_again_becomes_a_failed_row_that_says_why(tmp_path, model, runner):
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=16)
     stages = faulty_stages(victim="drops a row", state=tmp_path / "state")
-    with pytest.raises(RunError, match="rows were lost"):
-        ScoreJob(config(tmp_path / "videos", model, tmp_path / "out"), make_stages=stages).run()
+    asked = config(tmp_path / "videos", model, tmp_path / "out", runner=runner, max_failure_rate=0.5)
+    (summary,) = ScoreJob(asked, make_stages=stages).run()
+    rows = runs.assert_each_once(tmp_path / "out", uris)
+    assert [row["status"] for row in rows] == ["ok"] * 5 + ["model_error"] + ["ok"] * 10
+    assert rows[5]["error"].startswith("lost 3 times: ")
+    assert summary["failed_by_status"] == {"model_error": 1}
+
+
+def test_an_engine_that_gives_nothing_back_ends_the_run_instead_of_failing_every_video(tmp_path, model, local_ray):
+    runs.make_bucket(tmp_path / "videos", num_videos=24)
+
+    def make(*args):
+        stages = default_stages(*args)
+        return Stages(decode=stages.decode, predict=StageSpec(cls=DropsAll, kwargs={}))
+
+    with pytest.raises(RunError, match="24 of 24 rows were asked for and none came back"):
+        ScoreJob(config(tmp_path / "videos", model, tmp_path / "out", runner="ray"), make_stages=make).run()
+    assert runs.parts(tmp_path / "out") == []
     assert runs.markers(tmp_path / "out") == []
 
 
-def test_a_part_lost_afterwards_is_found_out_before_success_is_claimed(tmp_path, model, local_ray):
+def test_a_part_lost_afterwards_is_found_out_before_success_is_claimed(tmp_path, model):
     runs.make_bucket(tmp_path / "videos", num_videos=16)
     output = tmp_path / "out"
     ScoreJob(config(tmp_path / "videos", model, output)).run()

@@ -12,9 +12,10 @@ import pyarrow as pa
 from tests.support.runs import wait_until
 from vidray.errors import VideoError
 from vidray.scoring import stages
+from vidray.scoring.buffers import BufferPool
 from vidray.scoring.output import ROW
 from vidray.scoring.plan import PLAN_SCHEMA
-from vidray.scoring.stages import BusyClock, Rooms
+from vidray.scoring.timing import BusyClock
 from vidray.types import Limits, Status, ViewConfig
 
 VIEW = ViewConfig(num_frames=2, size=8, num_clips=1)
@@ -113,19 +114,19 @@ def test_a_block_of_failures_has_no_views():
 
 
 def test_memory_of_a_block_is_used_again_once_nothing_refers_to_it_and_not_before():
-    rooms = Rooms()
-    room = rooms.take((3, 4))
-    address = room.ctypes.data
-    column = stages._views_column(room, [True] * 3)
-    del room
-    other = rooms.take((3, 4))
+    buffers = BufferPool()
+    buffer = buffers.take((3, 4))
+    address = buffer.ctypes.data
+    column = stages._views_column(buffer, [True] * 3)
+    del buffer
+    other = buffers.take((3, 4))
     assert other.ctypes.data != address, "the column still refers to it"
     del column
-    assert rooms.take((2, 4)).ctypes.data == address
+    assert buffers.take((2, 4)).ctypes.data == address
 
 
 def test_larger_blocks_get_larger_memory_and_the_smaller_one_is_forgotten():
-    rooms = Rooms()
+    buffers = BufferPool()
     for num_rows in (1, 2, 4, 8, 5):
-        rooms.take((num_rows, 4))[:] = 1
-    assert [memory.nbytes for memory in rooms._free] == [32]
+        buffers.take((num_rows, 4))[:] = 1
+    assert [memory.nbytes for memory in buffers._free] == [32]

@@ -19,16 +19,16 @@ import torch
 
 from tests.support import runs
 from tests.support.checkpoints import make_stream
-from tests.support.faulty_stages import faulty_streams
+from tests.support.faulty_stages import faulty_streams, poison_stages
 from tests.support.poison_child import poisoned
 from tests.support.videos import make_video, repeated
 from vidray.checkpoints.checkpoint import load_model, read_checkpoint
 from vidray.models.predict import aggregate, normalise
 from vidray.scoring.config import ScoreConfig
-from vidray.scoring.job import ScoreJob, default_stages
+from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import PREDICTION_SCHEMA
 from vidray.scoring.plan import PLAN_SCHEMA
-from vidray.scoring.runners.ray import Stage
+from vidray.scoring.stage_specs import default_stages
 from vidray.scoring.stages import PREDICTED_SCHEMA
 from vidray.scoring.stream_predictor import StreamPredictor, _Request
 from vidray.scoring.stream_stage import ByteBudget, StreamStage
@@ -356,18 +356,12 @@ def test_an_hour_of_video_takes_no_more_memory_than_a_minute(tmp_path):
 
 
 def score(source: Path, model: Path, output: Path, *, make_stages=default_stages, **more) -> list[dict]:
-    values = {"streaming": True, "max_failure_rate": 1.0, "device": "cpu", **more}
+    values = {"streaming": True, "max_failure_rate": 1.0, "device": "cpu", "runner": "local", **more}
     config = ScoreConfig(source=(str(source),), model=str(model), output=str(output), **values)
     return ScoreJob(config, make_stages=make_stages).run()
 
 
-def poison_stages(*args):
-    decode, predict = default_stages(*args)
-    assert decode is None
-    return None, Stage(cls=predict.cls, kwargs={**predict.kwargs, "child_module": "tests.support.poison_child"})
-
-
-def test_nights_of_streaming_beside_others(tmp_path, model, videos, local_ray):
+def test_nights_of_streaming_beside_others(tmp_path, model, videos, runner):
     """Poisonous videos are rows; nothing new is nothing to do; another way to look at a video is other work."""
     output, source = tmp_path / "out", tmp_path / "videos"
     source.mkdir()
@@ -377,7 +371,8 @@ def test_nights_of_streaming_beside_others(tmp_path, model, videos, local_ray):
     for name, fault in faults.items():
         (source / f"{name}.mp4").write_bytes(poisoned(noisy_video(9, num_frames=90), fault, "1"))
     uris = sorted(str(path) for path in source.iterdir())
-    (summary,) = score(source, model, output, make_stages=poison_stages, timeline=1.0, limits=LIMITS, rows_per_part=3)
+    poisoned_night = {"make_stages": poison_stages, "limits": LIMITS, "rows_per_part": 3}
+    (summary,) = score(source, model, output, timeline=1.0, runner=runner, **poisoned_night)
     rows = runs.assert_each_once(output, uris)
     statuses = {Path(row["uri"]).stem: row["status"] for row in rows}
     assert [statuses.pop(name) for name in faults] == ["decoder_crashed", "decode_timeout", "out_of_memory"]
@@ -394,18 +389,19 @@ def test_nights_of_streaming_beside_others(tmp_path, model, videos, local_ray):
     assert (timing["num_predictors"], timing["num_decoders"]) == (1, 4)
     assert all(0 < busy <= 1 for busy in timing["stage_busy"].values())
 
-    assert score(source, model, output, timeline=1.0, max_attempts=1) == [], "nothing is new"
+    assert score(source, model, output, timeline=1.0, max_attempts=1, runner=runner) == [], "nothing is new"
     for more in ({}, {"streaming": False}):
-        (summary,) = score(source, model, output, **more)
+        (summary,) = score(source, model, output, runner=runner, **more)
         assert summary["num_already_done"] == 0
         assert summary["num_scored"] == len(uris), "without the poisoned child they are videos like others"
     assert len({row["result_key"] for row in runs.read_rows(output)}) == 3
 
 
-def test_a_driver_killed_in_the_middle_streams_each_video_once(tmp_path, model):
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_a_driver_killed_in_the_middle_streams_each_video_once(tmp_path, model, name):
     source, output = tmp_path / "videos", tmp_path / "out"
     uris = runs.make_bucket(source, num_videos=40, num_frames=240)
-    flags = ("--streaming", "--stride", "1", "--timeline", "1", "--rows-per-part", "4")
+    flags = ("--streaming", "--stride", "1", "--timeline", "1", "--rows-per-part", "4", "--runner", name)
     arguments = runs.command(source=source, model=model, output=output, flags=flags)
     process = runs.start(arguments)
     runs.wait_until(lambda: len(runs.parts(output)) >= 3 or process.poll() is not None, what="the point to kill at")
@@ -423,13 +419,13 @@ def test_a_driver_killed_in_the_middle_streams_each_video_once(tmp_path, model):
     assert len(runs.markers(output)) == 1
 
 
-def test_an_actor_killed_in_the_middle_loses_and_doubles_no_row(tmp_path, model, local_ray):
+def test_a_worker_killed_in_the_middle_loses_and_doubles_no_row(tmp_path, model, runner):
     uris = runs.make_bucket(tmp_path / "videos", num_videos=24)
     stages = faulty_streams(state=tmp_path / "state")
-    score(tmp_path / "videos", model, tmp_path / "out", make_stages=stages)
+    score(tmp_path / "videos", model, tmp_path / "out", make_stages=stages, runner=runner)
     rows = runs.assert_each_once(tmp_path / "out", uris)
     assert {row["status"] for row in rows} == {"ok"}
-    assert len(list((tmp_path / "state").iterdir())) == 3, "the actor should have been killed three times"
+    assert len(list((tmp_path / "state").iterdir())) == 3, "the worker should have been killed three times"
 
 
 # -- what is asked for -------------------------------------------------------------------------------------------------

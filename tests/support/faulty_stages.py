@@ -1,4 +1,4 @@
-"""Stages that die, drop and reorder: what can happen to a block in Ray, made to happen."""
+"""Stages that die, drop and reorder: what can happen to a block in a runner, made to happen."""
 
 from __future__ import annotations
 
@@ -12,24 +12,39 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vidray.scoring.job import MakeStages, default_stages
 from vidray.scoring.output import ROW
-from vidray.scoring.runners.ray import Stage
+from vidray.scoring.runners.base import Stages, StageSpec
+from vidray.scoring.stage_specs import MakeRunStages, default_stages
 from vidray.scoring.stages import DecodeStage, PredictStage
 from vidray.scoring.stream_stage import StreamStage
 
 NUM_DEATHS = 3
 
 
-def faulty_stages(*, victim: str, state: Path) -> MakeStages:
+def changed(spec: StageSpec, cls: type | None = None, **more: object) -> StageSpec:
+    """The same stage of another class, with more arguments."""
+    return StageSpec(cls=cls or spec.cls, kwargs={**spec.kwargs, **more})
+
+
+def poison_stages(*args) -> Stages:
+    """The default stages, whose sandboxes commit the faults that are written in videos."""
+    stages, child = default_stages(*args), "tests.support.poison_child"
+    if stages.decode is None:
+        return Stages(decode=None, predict=changed(stages.predict, child_module=child))
+    return Stages(decode=changed(stages.decode, child_module=child), predict=stages.predict)
+
+
+def faulty_stages(*, victim: str, state: Path) -> MakeRunStages:
     """The default stages, of which ``victim`` (decode, predict, child, drops a row) fails a few times."""
     state.mkdir(parents=True, exist_ok=True)
 
     def make(*args):
-        decode, predict = default_stages(*args)
-        decode = Stage(cls=FaultyDecode, kwargs={**decode.kwargs, "victim": victim, "state": str(state)})
-        predict = Stage(cls=FaultyPredict, kwargs={**predict.kwargs, "victim": victim, "state": str(state)})
-        return decode, predict
+        stages, faults = default_stages(*args), {"victim": victim, "state": str(state)}
+        assert stages.decode is not None
+        return Stages(
+            decode=changed(stages.decode, FaultyDecode, **faults),
+            predict=changed(stages.predict, FaultyPredict, **faults),
+        )
 
     return make
 
@@ -85,13 +100,12 @@ class FaultyPredict(PredictStage):
         return reordered(result)
 
 
-def faulty_streams(*, state: Path) -> MakeStages:
+def faulty_streams(*, state: Path) -> MakeRunStages:
     """The stage of a streaming run, which dies a few times when it has scored a block."""
     state.mkdir(parents=True, exist_ok=True)
 
     def make(*args):
-        _, predict = default_stages(*args)
-        return None, Stage(cls=FaultyStream, kwargs={**predict.kwargs, "state": str(state)})
+        return Stages(decode=None, predict=changed(default_stages(*args).predict, FaultyStream, state=str(state)))
 
     return make
 
@@ -118,6 +132,13 @@ class Counts:
 class Same:
     def __call__(self, block: pa.Table) -> pa.Table:
         return block
+
+
+class DropsAll:
+    """An engine that forgets what it was asked."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return block.drop_columns(["views"]).slice(block.num_rows)
 
 
 class Breaks:
@@ -165,3 +186,68 @@ class Dawdles:
         began_at = time.time()
         time.sleep(self._seconds)
         return block.drop_columns(["views"]).append_column("began_at", pa.array([began_at] * block.num_rows))
+
+
+class ByRow:
+    """Passes rows on, and does something else when it meets some of them, at most ``times`` times (counted in
+    ``state``): what a network can do to its process.
+    """
+
+    def __init__(self, *, fault: str, rows: list[int], state: str, times: int = 10**6) -> None:
+        self._fault, self._rows, self._state, self._times = fault, set(rows), Path(state), times
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        if self._rows & set(block[ROW].to_pylist()) and len(list(self._state.iterdir())) < self._times:
+            (self._state / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+            return FAULTS[self._fault](block)
+        return block.append_column("pid", pa.array([os.getpid()] * block.num_rows))
+
+
+def kill_self(block: pa.Table) -> pa.Table:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return block
+
+
+def raise_error(block: pa.Table) -> pa.Table:
+    raise ValueError("a device that is gone")
+
+
+def exit_quietly(block: pa.Table) -> pa.Table:
+    os.write(2, b"Fatal: something went wrong\n")
+    os._exit(7)
+
+
+def sleep_for_ever(block: pa.Table) -> pa.Table:
+    time.sleep(3600)
+    return block
+
+
+FAULTS = {
+    "is killed": kill_self,
+    "raises": raise_error,
+    "exits": exit_quietly,
+    "hangs": sleep_for_ever,
+    "drops a row": lambda block: block.slice(1),
+}
+
+
+class Refuses:
+    """Cannot be made: a mistake of the user's, or a machine that cannot do it."""
+
+    def __init__(self, *, error: type[Exception]) -> None:
+        raise error("no such thing")
+
+
+class Tells:
+    """Says in every row which process it is in, and a variable of its environment. Takes so long for each row."""
+
+    def __init__(self, *, variable: str = "HOME", seconds: float = 0.0) -> None:
+        self._value, self._seconds = os.environ.get(variable), seconds
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        time.sleep(self._seconds * block.num_rows)
+        size = [block.num_rows] * block.num_rows
+        told = {"pid": [os.getpid()] * block.num_rows, "told": [self._value] * block.num_rows, "n": size}
+        for name, values in told.items():
+            block = block.append_column(name, pa.array(values))
+        return block

@@ -7,17 +7,20 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
-from vidray.scoring.job import MakeStages, default_stages
-from vidray.scoring.runners.ray import Stage
+from tests.support.faulty_stages import changed
+from vidray.scoring.runners.base import Stages
+from vidray.scoring.stage_specs import MakeRunStages, default_stages
 from vidray.scoring.stages import DecodeStage, PredictStage
 
 
-def node_stages(report: str) -> MakeStages:
+def node_stages(report: str) -> MakeRunStages:
     def make(*args):
-        decode, predict = default_stages(*args)
-        decode = Stage(cls=NotedDecode, kwargs={**decode.kwargs, "report": report})
-        predict = Stage(cls=NotedPredict, kwargs={**predict.kwargs, "report": report, "device": "cpu"})
-        return decode, predict
+        stages = default_stages(*args)
+        assert stages.decode is not None
+        return Stages(
+            decode=changed(stages.decode, NotedDecode, report=report),
+            predict=changed(stages.predict, NotedPredict, report=report, device="cpu"),
+        )
 
     return make
 

@@ -109,12 +109,12 @@ class Worker:
 
     def _decode(self, stage: Callable[[pa.Table], pa.Table]) -> None:
         while True:
-            self._decoded.put(stage(self._todo.get()))
+            self._decoded.put(_run(stage, self._todo.get()))
 
     def _predict(self, stage: Callable[[pa.Table], pa.Table]) -> None:
         take = self._take_decoded if self._spec.stages.decode else self._todo.get
         while True:
-            self._send(ROWS, to_bytes(stage(take())))
+            self._send(ROWS, to_bytes(_run(stage, take())))
 
     def _take_decoded(self) -> pa.Table:
         """The block that waits longest, with those that wait behind it: so batches fill up across blocks."""
@@ -137,6 +137,14 @@ class Worker:
         with contextlib.suppress(OSError):
             self._send(tag, text.encode(errors="replace"))
         os._exit(1)
+
+
+def _run(stage: Callable[[pa.Table], pa.Table], block: pa.Table) -> pa.Table:
+    """What a stage makes of a block. A row that it drops would be waited for until the stall timeout."""
+    result = stage(block)
+    if result.num_rows != block.num_rows:
+        raise RuntimeError(f"{type(stage).__name__} gave {result.num_rows} rows for {block.num_rows}")
+    return result
 
 
 def main() -> None:

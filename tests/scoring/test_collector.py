@@ -13,7 +13,8 @@ import pytest
 
 from vidray.errors import RunError
 from vidray.scoring import output
-from vidray.scoring.output import PREDICTION_SCHEMA, ROW, Collector, Shards
+from vidray.scoring.collector import Collector, LossCounter
+from vidray.scoring.output import PREDICTION_SCHEMA, ROW, Shards
 from vidray.storage.store import Store
 
 CONSTANTS = {"model": "m", "fingerprint": "f", "view_config": "{}", "result_key": "k", "run_id": "r"}
@@ -156,3 +157,10 @@ def test_a_driver_that_lost_its_lease_seals_nothing(store):
 )
 def test_only_parts_count_as_parts(path, shard):
     assert output.shard_of_part(path) == shard
+
+
+def test_a_row_is_given_up_when_it_is_lost_for_the_third_time():
+    losses = LossCounter()
+    assert losses.add([3, 5]) == []
+    assert losses.add(np.array([5])) == []
+    assert losses.add([3, 5, 8]) == [5]
