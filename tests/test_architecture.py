@@ -34,7 +34,7 @@ ORDER = {
     "checkpoints": ["resolve", "checkpoint", "convert"],
     "scoring": [
         *("config", "output", "history", "plan", "collector", "progress", "timing", "summary"),
-        *("buffers", "predictor", "stages", "stream_predictor", "stream_stage"),
+        *("buffers", "staging", "predictor", "stages", "stream_predictor", "stream_stage"),
         *("runners", "stage_specs", "job"),
     ],
     "scoring.runners": ["base", "local_worker", "local", "ray", "choose"],

@@ -14,7 +14,8 @@ from tests.support.checkpoints import VARIANTS, make_family, make_videomae
 from vidray.checkpoints.checkpoint import Checkpoint, load_model, read_checkpoint
 from vidray.errors import UsageError
 from vidray.models.predict import aggregate, forward_views
-from vidray.scoring.predictor import Predictor, as_one, choose_precision, default_batch_size
+from vidray.scoring.predictor import Predictor, choose_precision, default_batch_size
+from vidray.scoring.staging import as_one
 from vidray.types import ViewConfig
 
 

@@ -241,8 +241,9 @@ def _score(_: DemoConfig, folder: Path, number: str) -> None:
         "source": str(folder / "videos"),
         "model": str(folder / "model"),
         "output": str(folder / "scores"),
+        "runner": "ray",
     }
-    _say(number, _command("score", places))
+    _say(number, f"{_command('score', places)}\n(as on a cluster; without --runner ray it needs no Ray)")
     ScoreJob(ScoreConfig(**places | {"source": (places["source"],)})).run()
 
 

@@ -36,7 +36,7 @@ from vidray.storage.store import Store
 from vidray.types import Status
 
 MIN_ROWS_LOST_AT_ONCE = 20
-"""If at least so many rows are asked for and none comes back, the engine is at fault, not the videos."""
+"""If at least so many rows are asked for one by one and none comes back, the engine is at fault, not the videos."""
 
 
 def _versions(rows: pa.Table) -> pa.ChunkedArray:
@@ -170,10 +170,10 @@ class ScoreJob:
                 for table in tables:
                     self._add(table, collector, times)
             lost = collector.missing_rows()
-            if len(lost) == len(missing) >= MIN_ROWS_LOST_AT_ONCE:
+            if alone and len(lost) == len(missing) >= MIN_ROWS_LOST_AT_ONCE:
                 raise RunError(
-                    f"{len(lost)} of {plan.rows.num_rows} rows were asked for and none came back; what came before is "
-                    "kept, and the same command goes on from there"
+                    f"{len(lost)} of {plan.rows.num_rows} rows were asked for one by one and none came back; what came "
+                    "before is kept, and the same command goes on from there"
                 )
             given_up = losses.add(lost)
             if given_up:

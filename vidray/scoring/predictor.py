@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import os
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +29,7 @@ from vidray.errors import UsageError
 from vidray.models.loading import order_channels_last
 from vidray.models.predict import aggregate, forward_views, top_k
 from vidray.models.processors import check_view
+from vidray.scoring.staging import Prefetcher
 from vidray.types import Scores, ViewConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -85,7 +86,7 @@ class Predictor:
             torch.set_num_threads(self.threads_per_batch)
         self.precision = choose_precision(precision, self.device)
         self._pads = compile
-        self._room = self._make_room(batch_size or default_batch_size(self.view, self.device))
+        self._buffers = self._make_buffers(batch_size or default_batch_size(self.view, self.device))
         self.top_k = top_k
         self._dtype = DTYPES[self.precision]
         check_view(self.view, config=checkpoint.config, family=self._family)
@@ -95,13 +96,13 @@ class Predictor:
     @property
     def batch_size(self) -> int:
         """Views per forward, at most."""
-        return self._room.batch_size
+        return self._buffers.batch_size
 
-    def _make_room(self, batch_size: int) -> _Room:
-        feeds: queue.SimpleQueue[_Feed] = queue.SimpleQueue()
+    def _make_buffers(self, batch_size: int) -> _BatchBuffers:
+        prefetchers: queue.SimpleQueue[Prefetcher] = queue.SimpleQueue()
         for _ in range(self._num_lanes):
-            feeds.put(_Feed(self.view, self.device, batch_size=batch_size, pads=self._pads))
-        return _Room(batch_size, feeds)
+            prefetchers.put(Prefetcher(self.view, self.device, batch_size=batch_size, pads=self._pads))
+        return _BatchBuffers(batch_size, prefetchers)
 
     def predict(self, views: Sequence[np.ndarray]) -> list[Scores]:
         """Score videos, in order.
@@ -137,35 +138,37 @@ class Predictor:
         """(V, num_labels) float32 on the CPU for each video. Halves the batch size for good when memory runs out."""
         flat = [view for video in videos for view in video]
         while flat:
-            room = self._room
+            buffers = self._buffers
             with contextlib.suppress(torch.OutOfMemoryError):
-                logits = torch.cat(self._forward(flat, room)).cpu()
+                logits = torch.cat(self._forward(flat, buffers)).cpu()
                 return list(logits.split([len(video) for video in videos]))
-            if room.batch_size == 1:
+            if buffers.batch_size == 1:
                 raise MemoryError(f"one view of {self.view.views_shape[1:]} does not fit on {self.device}")
-            if room is self._room:  # else another call has halved it meanwhile
-                self._room = self._make_room(room.batch_size // 2)
+            if buffers is self._buffers:  # else another call has halved it meanwhile
+                self._buffers = self._make_buffers(buffers.batch_size // 2)
             torch.cuda.empty_cache()
         return []
 
-    def _forward(self, flat: Sequence[np.ndarray], room: _Room) -> list[torch.Tensor]:
+    def _forward(self, flat: Sequence[np.ndarray], buffers: _BatchBuffers) -> list[torch.Tensor]:
         """Logits, (n, num_labels), batch by batch. One lane has all batches, several take one after the other."""
-        starts = range(0, len(flat), room.batch_size)
-        batches = [flat[start : start + room.batch_size] for start in starts]
+        starts = range(0, len(flat), buffers.batch_size)
+        batches = [flat[start : start + buffers.batch_size] for start in starts]
         shares = [batches] if self._num_lanes == 1 else [[batch] for batch in batches]
-        results = self._lanes.map(self._run, shares, itertools.repeat(room.feeds))
+        results = self._lanes.map(self._run, shares, itertools.repeat(buffers.prefetchers))
         return [logits for share in results for logits in share]
 
     @torch.inference_mode()
-    def _run(self, batches: Sequence[Sequence[np.ndarray]], feeds: queue.SimpleQueue[_Feed]) -> list[torch.Tensor]:
-        """The logits of some batches, one after the other. Runs on a lane, of which there are as many as feeds."""
-        logits, feed = [], feeds.get()
+    def _run(
+        self, batches: Sequence[Sequence[np.ndarray]], prefetchers: queue.SimpleQueue[Prefetcher]
+    ) -> list[torch.Tensor]:
+        """The logits of some batches, one after the other. Runs on a lane; there is a prefetcher for each lane."""
+        logits, prefetcher = [], prefetchers.get()
         try:
-            for batch, rows in zip(batches, feed.stage(iter(batches)), strict=True):
+            for batch, rows in zip(batches, prefetcher.stage(iter(batches)), strict=True):
                 result = forward_views(self._model, rows, family=self._family, view=self.view, dtype=self._dtype)
                 logits.append(result[: len(batch)])
         finally:
-            feeds.put(feed)
+            prefetchers.put(prefetcher)
         return logits
 
     def _score(self, logits_VC: torch.Tensor) -> Scores:
@@ -177,84 +180,12 @@ class Predictor:
         return Scores(top_k=best, logits=logits_VC.numpy())
 
 
-class _Room(NamedTuple):
+class _BatchBuffers(NamedTuple):
     """Where batches are made; replaced as a whole when memory is too short."""
 
     batch_size: int
-    feeds: queue.SimpleQueue[_Feed]
+    prefetchers: queue.SimpleQueue[Prefetcher]
     """One for each lane."""
-
-
-class _Slot:
-    """Room for one batch: (batch_size, T, H, W, C) uint8 on the host and on the device (the same memory on CPUs)."""
-
-    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        on_cuda = device.type == "cuda"
-        self.host = torch.zeros(shape, dtype=torch.uint8, pin_memory=on_cuda)
-        self.device = self.host.to(device)
-        self.copied = torch.cuda.Event() if on_cuda else None
-        self.consumed = torch.cuda.Event() if on_cuda else None
-
-
-class _Feed:
-    """Brings batches to the device.
-
-    A forward on CUDA is only queued, so its caller comes back for the next batch at once, and that one is copied on
-    a stream of its own while the device computes. Two slots: one being computed, one being filled.
-
-        copies   | 0 | 1 |     | 2 |
-        compute      |   0   |   1   |   2
-    """
-
-    def __init__(self, view: ViewConfig, device: torch.device, *, batch_size: int, pads: bool) -> None:
-        shape = (batch_size, *view.views_shape[1:])
-        on_cuda = device.type == "cuda"
-        self._device = device
-        self._pads = pads
-        self._slots = [_Slot(shape, device) for _ in range(2 if on_cuda else 1)]
-        self._stream = torch.cuda.Stream(device) if on_cuda else None
-
-    def stage(self, batches: Iterator[Sequence[np.ndarray]]) -> Iterator[torch.Tensor]:
-        """Each batch on the device, (N, T, H, W, C) uint8, valid until the next is asked for. Where batches are padded,
-        rows beyond its own are leftovers.
-        """
-        for index, batch in enumerate(batches):
-            if self._device.type == "cpu" and not self._pads and (whole := as_one(batch)) is not None:
-                yield torch.from_numpy(whole)
-                continue
-            slot = self._slots[index % len(self._slots)]
-            if slot.copied is not None:
-                slot.copied.synchronize()  # else the host's half is overwritten while it is still being read
-            np.stack(batch, out=slot.host.numpy()[: len(batch)])
-            self._copy(slot)
-            yield slot.device if self._pads else slot.device[: len(batch)]
-            if slot.consumed is not None:
-                slot.consumed.record(torch.cuda.current_stream(self._device))
-
-    def _copy(self, slot: _Slot) -> None:
-        if self._stream is None:
-            if slot.device is not slot.host:
-                slot.device.copy_(slot.host)
-            return
-        assert slot.copied is not None
-        assert slot.consumed is not None
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(slot.consumed)
-            slot.device.copy_(slot.host, non_blocking=True)
-            slot.copied.record(self._stream)
-        torch.cuda.current_stream(self._device).wait_event(slot.copied)
-
-
-def as_one(arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    """The stack of arrays of one shape that lie in memory one behind the other, without copying. None if they do not,
-    or may not be written to, which PyTorch has no notion of.
-    """
-    first = arrays[0]
-    starts = itertools.count(first.ctypes.data, first.nbytes)
-    for array, start in zip(arrays, starts, strict=False):
-        if array.ctypes.data != start or not array.flags.c_contiguous or not array.flags.writeable:
-            return None
-    return np.lib.stride_tricks.as_strided(first, (len(arrays), *first.shape), (first.nbytes, *first.strides))
 
 
 def load_network(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
