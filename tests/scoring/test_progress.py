@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from tests.support import runs
 from vidray.scoring.progress import Progress, format_bytes, format_seconds
 
 
@@ -14,15 +15,35 @@ class Terminal(io.StringIO):
         return True
 
 
+def shown(out: Terminal) -> str:
+    """What stands in the last line of a terminal."""
+    line = ""
+    for text in out.getvalue().rpartition("\n")[2].split("\r"):
+        line = text + line[len(text) :]
+    return line.rstrip()
+
+
 def test_on_a_terminal_the_line_is_redrawn_and_leaves_no_rest():
     out = Terminal()
     progress = Progress(out=out)
     progress.stage("listing the sources: 1,000,000 objects")
     progress.stage("starting")
+    assert shown(out) == "starting"
     progress.say("done")
-    assert out.getvalue().endswith("\rdone\n") or out.getvalue().endswith(" \rdone\n")
-    longest = max(len(text) for text in out.getvalue().split("\r"))
-    assert f"\rstarting{' ' * (longest - len('starting'))}" in out.getvalue()
+    assert out.getvalue().endswith("done\n")
+    assert shown(out) == ""
+
+
+def test_on_a_terminal_a_bar_counts():
+    out = Terminal()
+    progress = Progress(out=out)
+    progress.start(total=1000, done=400)
+    progress.stage("starting the workers")
+    assert shown(out).startswith("starting the workers ·  40%")
+    progress.advance(done=100, failed=3)
+    with progress.ticking():
+        runs.wait_until(lambda: "500 of 1,000 videos, 3 failed" in shown(out), what="the bar")
+    assert shown(out) == "", "whoever prints next begins on a clear line"
 
 
 def test_in_a_log_a_stage_is_said_once_however_often_its_count_moves():
@@ -39,7 +60,7 @@ def test_the_line_counts_what_was_there_before_and_what_failed():
     progress.start(total=1000, done=400)
     progress.advance(done=10, failed=1)
     progress.advance(done=20, failed=2)
-    assert progress.line().startswith("430 of 1,000 videos · 3 failed · ")
+    assert progress.line().startswith("430 of 1,000 videos, 3 failed · ")
 
 
 @pytest.mark.parametrize(

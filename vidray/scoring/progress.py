@@ -1,17 +1,21 @@
-"""The live line of a run: on a terminal one line that moves, elsewhere a plain line now and then."""
+"""How a run is going: on a terminal one bar that moves, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import threading
-import time
-from collections import deque
 from collections.abc import Iterator
 from typing import TextIO
 
+from tqdm import tqdm
+
 PLAIN_SECONDS = 15.0
 """How often a plain line is printed where the output is no terminal (a job's log)."""
+_LIVE_SECONDS = 0.5
+_LINE = "{n:,} of {total:,} videos{postfix} · {rate_noinv_fmt} · {remaining} left"
+_BAR = "{desc}{percentage:3.0f}% |{bar}| " + _LINE
 
 
 class Progress:
@@ -22,9 +26,8 @@ class Progress:
         self._is_live = self._out.isatty()
         self._lock = threading.Lock()
         self._stage = ""
-        self._total = self._done = self._failed = 0
-        self._recent: deque[tuple[float, int]] = deque(maxlen=60)
-        self._width = 0
+        self._num_failed = 0
+        self._bar: tqdm | None = None
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -38,31 +41,36 @@ class Progress:
         with self._lock:
             is_new = text.partition(":")[0] != self._stage.partition(":")[0]
             self._stage = text
-            if self._is_live or is_new:
-                self._draw()
+            if self._is_live:
+                bar = self._show(None) if self._bar is None else self._bar
+                bar.set_description_str(text if bar.total is None else f"{text} · ")
+            elif is_new:
+                print(text, file=self._out, flush=True)
 
     def clear(self) -> None:
-        """Take the live line away: somebody else will print."""
+        """Take the bar away: somebody else will print."""
         with self._lock:
             self._clear()
 
     def start(self, *, total: int, done: int) -> None:
         """Begin to count; ``done`` of ``total`` videos were there from an earlier attempt."""
         with self._lock:
-            self._total, self._done, self._failed = total, done, 0
-            self._recent.clear()
+            self._num_failed = 0
+            self._show(total, done=done)
 
     def advance(self, *, done: int, failed: int) -> None:
         """So many more videos are done, of them ``failed`` not scored."""
         with self._lock:
             self._stage = ""
-            self._done += done
-            self._failed += failed
-            self._recent.append((time.monotonic(), done))
+            self._num_failed += failed
+            if self._bar is not None:
+                self._bar.set_description_str("", refresh=False)
+                self._bar.set_postfix_str(f"{self._num_failed:,} failed", refresh=False)
+                self._bar.update(done)
 
     @contextlib.contextmanager
     def ticking(self) -> Iterator[None]:
-        """Redraw in the background."""
+        """Show the time pass, also while nothing else happens."""
         stop = threading.Event()
         thread = threading.Thread(target=self._tick, args=(stop,), name="vidray-progress", daemon=True)
         thread.start()
@@ -71,40 +79,38 @@ class Progress:
         finally:
             stop.set()
             thread.join()
-            with self._lock:
-                self._clear()
-
-    def _tick(self, stop: threading.Event) -> None:
-        while not stop.wait(0.5 if self._is_live else PLAIN_SECONDS):
-            with self._lock:
-                self._draw()
+            self.clear()
 
     def line(self) -> str:
-        """What the live line says now."""
-        if self._stage:
-            return self._stage
-        rate = self._rate()
-        eta = format_seconds((self._total - self._done) / rate) if rate else "?"
-        return f"{self._done:,} of {self._total:,} videos · {self._failed:,} failed · {rate:.1f} videos/s · {eta} left"
+        """What a plain line says now."""
+        return self._stage or ("" if self._bar is None else str(self._bar))
 
-    def _rate(self) -> float:
-        if len(self._recent) < 2:
-            return 0.0
-        seconds = time.monotonic() - self._recent[0][0]
-        return sum(done for _, done in list(self._recent)[1:]) / max(seconds, 1e-9)
+    def _tick(self, stop: threading.Event) -> None:
+        while not stop.wait(_LIVE_SECONDS if self._is_live else PLAIN_SECONDS):
+            with self._lock:
+                if not self._is_live:
+                    print(self.line(), file=self._out, flush=True)
+                elif self._bar is not None:
+                    self._bar.refresh()
 
-    def _draw(self) -> None:
-        text = self.line()
-        if not self._is_live:
-            print(text, file=self._out, flush=True)
-            return
-        print("\r" + text.ljust(self._width), end="", file=self._out, flush=True)
-        self._width = len(text)
+    def _show(self, total: int | None, *, done: int = 0) -> tqdm:
+        """A bar, or without a total a line of text. Unseen where there is no terminal: a log gets it as plain lines."""
+        self._clear()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit=" videos",
+            bar_format="{desc}" if total is None else _BAR if self._is_live else _LINE,
+            file=self._out if self._is_live else io.StringIO(),
+            dynamic_ncols=self._is_live,
+            leave=False,
+        )
+        return self._bar
 
     def _clear(self) -> None:
-        if self._is_live and self._width:
-            print("\r" + " " * self._width + "\r", end="", file=self._out, flush=True)
-            self._width = 0
+        if self._bar is not None and self._is_live:
+            self._bar.close()
+            self._bar = None
 
 
 def format_seconds(seconds: float) -> str:
