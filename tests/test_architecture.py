@@ -33,7 +33,7 @@ ORDER = {
     "sandbox": ["protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "convert"],
     "scoring": [
-        *("config", "output", "history", "plan", "collector", "progress", "timing", "summary"),
+        *("config", "output", "history", "accounting", "plan", "collector", "progress", "timing", "summary", "verdict"),
         *("buffers", "staging", "predictor", "stages", "stream_predictor", "stream_stage"),
         *("runners", "stage_specs", "job"),
     ],

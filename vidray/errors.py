@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from vidray.types import Status
 
 
@@ -15,6 +17,29 @@ class RunError(Exception):
 
 class TooManyFailuresError(Exception):
     """More videos failed than ``--max-failure-rate`` allows. Doors exit with 3."""
+
+
+class Terminated(BaseException):
+    """SIGTERM. As an interrupt, it is nobody's to catch but the entry point's."""
+
+
+def exit_code(error: BaseException | None) -> int:
+    """What a command exits with: 0 without an error, 2 usage, 3 too many failures, 130 and 143 interrupted, else 1.
+
+    Ctrl-C and SIGTERM count also where something broke on the way out, as Ray's connections may.
+    """
+    link = error
+    while link is not None:
+        if isinstance(link, KeyboardInterrupt):
+            return 128 + signal.SIGINT
+        if isinstance(link, Terminated):
+            return 128 + signal.SIGTERM
+        link = link.__context__
+    if isinstance(error, UsageError):
+        return 2
+    if isinstance(error, TooManyFailuresError):
+        return 3
+    return 0 if error is None else 1
 
 
 class VideoError(Exception):

@@ -44,19 +44,19 @@ class Status(enum.StrEnum):
         """True if the next run should try again by itself: the object or the machine may be to blame, not the video."""
         return self in _TRANSIENT
 
+    @property
+    def is_store_failure(self) -> bool:
+        """True if the store is to blame, or who may read it: nothing that speaks against the video."""
+        return self in _STORE_FAILURES
 
-_TRANSIENT = frozenset(
-    {
-        Status.NOT_FOUND,
-        Status.ACCESS_DENIED,
-        Status.FETCH_FAILED,
-        Status.CHANGED,
-        Status.DECODE_TIMEOUT,
-        Status.DECODER_CRASHED,
-        Status.OUT_OF_MEMORY,
-        Status.MODEL_ERROR,
-    }
-)
+
+_STORE_FAILURES = frozenset({Status.NOT_FOUND, Status.ACCESS_DENIED, Status.FETCH_FAILED, Status.CHANGED})
+_TRANSIENT = _STORE_FAILURES | {
+    Status.DECODE_TIMEOUT,
+    Status.DECODER_CRASHED,
+    Status.OUT_OF_MEMORY,
+    Status.MODEL_ERROR,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

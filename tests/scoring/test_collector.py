@@ -22,11 +22,13 @@ CONSTANTS = {"model": "m", "fingerprint": "f", "view_config": "{}", "result_key"
 
 def plan_rows(num_rows: int) -> pa.Table:
     uris = [f"/videos/{i:05d}.mp4" for i in range(num_rows)]
-    return pa.table({ROW: np.arange(num_rows), "uri": uris, "etag": [f"e{i}" for i in range(num_rows)]})
+    before = pa.array([i % 3 for i in range(num_rows)], pa.int32())
+    etags = [f"e{i}" for i in range(num_rows)]
+    return pa.table({ROW: np.arange(num_rows), "uri": uris, "etag": etags, "video_attempts": before})
 
 
 def predicted(plan: pa.Table, rows: list[int]) -> pa.Table:
-    table = plan.take(rows)
+    table = plan.take(rows).drop_columns(["video_attempts"])
     return table.append_column("status", pa.array(["ok"] * len(rows))).append_column(
         "label", pa.array([f"label of {row}" for row in rows])
     )
@@ -35,7 +37,7 @@ def predicted(plan: pa.Table, rows: list[int]) -> pa.Table:
 def full(table: pa.Table) -> pa.Table:
     """``table`` with the prediction columns that a test does not care for."""
     for field in PREDICTION_SCHEMA:
-        if field.name not in table.column_names and field.name not in CONSTANTS:
+        if field.name not in {*table.column_names, *CONSTANTS, "video_attempts"}:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table
 
@@ -164,3 +166,12 @@ def test_a_row_is_given_up_when_it_is_lost_for_the_third_time():
     assert losses.add([3, 5]) == []
     assert losses.add(np.array([5])) == []
     assert losses.add([3, 5, 8]) == [5]
+
+
+def test_only_what_speaks_against_the_video_is_counted_as_its_attempt(store):
+    plan = plan_rows(10)
+    statuses = ["ok", "corrupt", "access_denied", "decode_timeout", "fetch_failed", "not_found", "changed", *["ok"] * 3]
+    table = full(predicted(plan, list(range(10))))
+    at = table.schema.get_field_index("status")
+    make_collector(store, plan).add(table.set_column(at, "status", pa.array(statuses)))
+    assert read_part(store, 0)["video_attempts"].to_pylist() == [0, 2, 2, 1, 1, 2, 0, 1, 2, 0]

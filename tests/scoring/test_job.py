@@ -15,14 +15,16 @@ from safetensors.torch import load_file, save_file
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
 from tests.support.faulty_stages import poison_stages
+from tests.support.http_server import FileServer
 from tests.support.poison_child import poisoned
 from tests.support.videos import audio_only, make_video
+from vidray.checkpoints.checkpoint import result_key
 from vidray.errors import TooManyFailuresError, UsageError
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import PREDICTION_SCHEMA
 from vidray.scoring.stage_specs import default_stages
-from vidray.types import Limits
+from vidray.types import Limits, ViewConfig
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,13 @@ def score(source: object, model: object, output: object, *, make_stages=default_
     return ScoreJob(config, make_stages=make_stages).run()
 
 
+def contents(output: Path) -> dict[Path, bytes]:
+    """Every file of an output but leases and verdicts."""
+    own = ("_lease", "_verdicts")
+    paths = [path for path in output.rglob("*") if path.is_file() and path.relative_to(output).parts[0] not in own]
+    return {path: path.read_bytes() for path in paths}
+
+
 def test_nights_over_a_bucket_that_changes(tmp_path, model, runner):
     """New, changed, deleted and failed objects, a new model, other views: every night pays for just what is new."""
     videos, output = tmp_path / "videos", tmp_path / "out"
@@ -45,17 +54,21 @@ def test_nights_over_a_bucket_that_changes(tmp_path, model, runner):
     first = score(videos, model, output, runner=runner)
     assert [(s["num_listed"], s["num_already_done"], s["num_scored"], s["num_failed"]) for s in first] == [(6, 0, 5, 1)]
     runs.assert_each_once(output, [*uris, str(videos / "bad.mp4")])
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file() and "_lease" not in str(path)}
+    before = contents(output)
 
     assert score(videos, model, output, runner=runner) == [], "nothing is new"
-    after = {path: path.read_bytes() for path in output.rglob("*") if path.is_file() and "_lease" not in str(path)}
-    assert after == before, "a run without work writes nothing"
+    assert contents(output) == before, "a run without work leaves its verdict and nothing else"
 
     (videos / "new.mp4").write_bytes(make_video(num_frames=8))
     Path(uris[0]).write_bytes(make_video(num_frames=12))
     Path(uris[1]).unlink()
     second = score(videos, model, output, runner=runner)
-    assert [(s["num_listed"], s["num_already_done"], s["num_scored"]) for s in second] == [(6, 4, 2)]
+    assert [(s["num_listed"], s["num_already_done"], s["num_scored"]) for s in second] == [(6, 3, 2)]
+    assert second[0]["untried"]["given up"] == {
+        "count": 1,
+        "status": "unsupported",
+        "example": str(videos / "bad.mp4"),
+    }
 
     retried = score(videos, model, output, retry_failed=True, runner=runner)
     assert [(s["num_scored"], s["num_failed"]) for s in retried] == [(0, 1)]
@@ -121,7 +134,62 @@ def test_too_many_failures_end_with_code_3_and_a_failed_marker_after_all_rows_ar
     runs.assert_each_once(output, [*uris, str(videos / "z.mp4")])
     assert runs.markers(output) == []
     assert len(runs.markers(output, "_FAILED")) == 1
-    assert score(videos, model, output, max_failure_rate=0.1) == [], "a failed run is over; corrupt files stay corrupt"
+    with pytest.raises(TooManyFailuresError, match=r"1 of 5 listed videos have no scores.*1 \(mostly corrupt"):
+        score(videos, model, output, max_failure_rate=0.1)  # trying again makes a bad night no better
+    assert len(runs.markers(output, "_FAILED")) == 1, "there was nothing to run"
+
+
+def test_what_cannot_be_read_is_named_every_night_until_it_can(tmp_path, model):
+    """Eight objects that the store refuses: never "nothing new", never exit code 0, and scored once access is back."""
+    runs.make_bucket(tmp_path / "videos", num_videos=10)
+    with FileServer(tmp_path / "videos") as server:
+        uris = [f"{server.url}/{number:04d}.mp4" for number in range(10)]
+        manifest = tmp_path / "list.csv"
+        manifest.write_text("uri,etag\n" + "".join(f"{uri},e\n" for uri in uris))
+        server.refused = {f"/{number:04d}.mp4" for number in range(8)}
+        places = {"source": manifest, "model": model, "output": tmp_path / "out"}
+        night = runs.command(**places, flags=(*runs.TINY_VIEWS, "--max-attempts", "3"))
+        first = verdict_of(runs.run(night, code=3))
+        assert (first["num_scored"], first["failed_by_status"]) == (2, {"access_denied": 8})
+        for _ in range(4):
+            text = runs.run(night, code=3)
+            assert "holds every listed object" not in text
+            assert "nothing to score now: listed 10, done before 2, 8 (mostly access_denied, such as http://" in text
+            verdict = verdict_of(text)
+            assert verdict["deferred"] == {"count": 8, "status": "access_denied", "example": uris[0]}
+            assert (verdict["exit_code"], verdict["num_done"]) == (3, 2)
+        assert "deferred: 8 (mostly access_denied" in runs.run([*night, "--dry-run"])
+        server.refused = set()
+        assert verdict_of(runs.run([*night, "--retry-failed"]))["num_scored"] == 8
+        assert "holds every listed object (10)" in runs.run(night)
+    kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "out" / "_verdicts").iterdir())]
+    assert sorted(verdict["exit_code"] for verdict in kept) == [0, 0, 3, 3, 3, 3, 3]
+
+
+def verdict_of(text: str) -> dict:
+    """The last line on standard output (messages on standard error come in between)."""
+    return json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
+
+
+def test_rows_of_a_part_that_was_lost_are_scored_again(tmp_path, model):
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=9)
+    output = tmp_path / "out"
+    score(tmp_path / "videos", model, output, rows_per_part=3)
+    runs.parts(output)[1].unlink()
+    (summary,) = score(tmp_path / "videos", model, output, rows_per_part=3)
+    assert (summary["num_already_done"], summary["num_scored"]) == (6, 3)
+    runs.assert_each_once(output, uris)
+    assert score(tmp_path / "videos", model, output, rows_per_part=3) == [], "no part is missing any more, in effect"
+
+
+@pytest.mark.parametrize(("precision", "is_own_key"), [("auto", False), ("fp32", False), ("bf16", True)])
+def test_rows_of_other_arithmetic_have_another_key_and_say_so(tmp_path, model, precision, is_own_key):
+    runs.make_bucket(tmp_path / "videos", num_videos=1)
+    score(tmp_path / "videos", model, tmp_path / "out", precision=precision)
+    (row,) = runs.read_rows(tmp_path / "out")
+    assert row["precision"] == ("fp32" if precision == "auto" else precision)
+    key = result_key(row["fingerprint"], ViewConfig.from_dict(json.loads(row["view_config"])))
+    assert (row["result_key"] != key) == is_own_key
 
 
 def test_poisonous_videos_are_tombstones_and_all_others_are_scored(tmp_path, model, runner):
@@ -191,7 +259,7 @@ def test_a_bucket_on_s3_with_the_model_and_the_output_there_too(tmp_path, model,
     )
     text = runs.run(arguments)
     assert "scored                 8" in text
-    assert "nothing new" in runs.run(arguments)
+    assert "done before 8, 1 (mostly corrupt, such as" in runs.run(arguments)
     fs.invalidate_cache()
     part = next(path for path in fs.find(f"{name}/scores/predictions") if path.endswith(".parquet"))
     rows = pq.read_table(fs.open(part), partitioning=None).to_pylist()

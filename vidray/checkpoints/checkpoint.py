@@ -125,9 +125,11 @@ def read_checkpoint(location: str, *, require_head: bool = True) -> Checkpoint:
     return Checkpoint(location=found.location, folder=str(folder), config=config, meta=meta, weights=seen)
 
 
-def result_key(fingerprint: str, view: ViewConfig) -> str:
-    """32 hex digits that change whenever scores could: with the checkpoint, and with how videos become views."""
-    text = "\n".join((_RESULT_KEY_SALT, fingerprint, view.to_json()))
+def result_key(fingerprint: str, view: ViewConfig, *, precision: str = "fp32") -> str:
+    """32 hex digits that change whenever scores could: with the checkpoint, with how videos become views, and with the
+    arithmetic where it is not fp32 (so that keys from before it counted stay)."""
+    texts = (_RESULT_KEY_SALT, fingerprint, view.to_json(), *([] if precision == "fp32" else [precision]))
+    text = "\n".join(texts)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from vidray import __version__
 from vidray.cpu_tuning import use_one_arena
-from vidray.errors import RunError, TooManyFailuresError, UsageError
+from vidray.errors import RunError, Terminated, TooManyFailuresError, UsageError, exit_code
 from vidray.flags import config_file_arguments
 from vidray.scoring.config import ScoreConfig
 
@@ -67,35 +67,21 @@ def _guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except BaseException as error:
-        if code := _asked_to_end(error):
+        code = exit_code(error)
+        if code > 128:
             print("vidray: interrupted; nothing is broken, the same command goes on from here", file=sys.stderr)
             return code
         if isinstance(error, UsageError | TooManyFailuresError | RunError):
             print(f"vidray: {error}", file=sys.stderr)
-            return {UsageError: 2, TooManyFailuresError: 3}.get(type(error), 1)
+            return code
         if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
             raise
         sys.stdout = sys.stderr = None
         return 1
 
 
-class _Terminated(BaseException):
-    """SIGTERM."""
-
-
 def _terminate(signum: int, frame: object) -> None:
-    raise _Terminated
-
-
-def _asked_to_end(error: BaseException | None) -> int | None:
-    """The exit code of Ctrl-C or SIGTERM, also where something broke on the way out, as Ray's connections may."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return 128 + signal.SIGINT
-        if isinstance(error, _Terminated):
-            return 128 + signal.SIGTERM
-        error = error.__context__
-    return None
+    raise Terminated
 
 
 def _reader_is_gone() -> bool:
@@ -116,8 +102,12 @@ def score(arguments: list[str]) -> int:
     job = ScoreJob(config)
     if config.dry_run:
         print(job.dry_run())
-    else:
+        return 0
+    try:
         job.run()
+    finally:
+        if job.verdict is not None:
+            print(job.verdict.to_json(), flush=True)
     return 0
 
 

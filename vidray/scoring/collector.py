@@ -8,14 +8,17 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vidray.errors import RunError
-from vidray.scoring.output import PREDICTION_SCHEMA, ROW, Shards, parquet_bytes, part_path
+from vidray.scoring.output import PREDICTION_SCHEMA, ROW, SCHEMA_VERSION, Shards, parquet_bytes, part_path
 from vidray.storage.store import Store
+from vidray.types import Status
 
 MAX_LOSSES = 3
 """How often a row may be lost before it is given up."""
@@ -35,7 +38,7 @@ class Collector:
         shards: Shards,
         run_id: str,
         sealed: set[int],
-        constants: dict[str, str],
+        constants: dict[str, Any],
         before_seal: Callable[[], None] = lambda: None,
     ) -> None:
         """``constants``: columns that say the same in every row of the run. ``before_seal`` may refuse by raising."""
@@ -92,7 +95,10 @@ class Collector:
                 f"shard {shard} should hold rows {start} to {stop - 1}, but does not: this is a bug of vidray"
             )
         for name, value in self._constants.items():
-            table = table.append_column(name, pa.repeat(value, table.num_rows))
+            scalar = pa.scalar(value, PREDICTION_SCHEMA.field(name).type)
+            table = table.append_column(name, pa.repeat(scalar, table.num_rows))
+        before = self._plan["video_attempts"].slice(start, stop - start)
+        table = table.append_column("video_attempts", count_video_attempts(table["status"], before))
         self._before_seal()
         seal_part(self._store, self._run_id, shard, table.select(PREDICTION_SCHEMA.names))
 
@@ -104,7 +110,7 @@ def seal_part(store: Store, run_id: str, shard: int, table: pa.Table) -> None:
     run, which is as good. Raises RunError if it holds other videos.
     """
     path = part_path(run_id, shard)
-    metadata = {"run_id": run_id, "shard": shard, "num_rows": table.num_rows}
+    metadata = {"run_id": run_id, "shard": shard, "num_rows": table.num_rows, "schema_version": SCHEMA_VERSION}
     try:
         store.create(path, parquet_bytes(table.cast(PREDICTION_SCHEMA), metadata))
     except FileExistsError:
@@ -114,6 +120,13 @@ def seal_part(store: Store, run_id: str, shard: int, table: pa.Table) -> None:
                 f"{store.uri_for(path)} is there already and holds other videos than shard {shard} of run {run_id} "
                 "should; it was left as it is"
             ) from None
+
+
+def count_video_attempts(statuses: pa.ChunkedArray, before: pa.ChunkedArray) -> pa.ChunkedArray:
+    """``video_attempts`` of rows that ended with these statuses, given those of the attempts before."""
+    blameless = pa.array([Status.OK.value, *(status.value for status in Status if status.is_store_failure)])
+    speaks_against = pc.invert(pc.is_in(statuses, blameless))
+    return pc.add(pc.fill_null(before, 0), pc.cast(speaks_against, pa.int32()))
 
 
 class LossCounter:

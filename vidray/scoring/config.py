@@ -58,7 +58,7 @@ class ScoreConfig:
     device: Device = "auto"
     """Where the model runs. auto: on the cluster's GPUs if it has any, else on CPUs."""
     precision: Precision = "auto"
-    """Arithmetic of the model. auto: bf16 on a GPU that has it, else fp32."""
+    """Arithmetic of the model. auto: bf16 on GPUs, fp32 on CPUs."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster afterwards."""
     batch_size: Annotated[int | None, shown_as("INT")] = None
@@ -74,10 +74,11 @@ class ScoreConfig:
     retry_failed: bool = False
     """Also score again what failed before, whatever the reason."""
     max_attempts: int = 3
-    """How often a video is tried in all, a night at a time, when it fails for a passing reason
-    (not found, changed, timed out …)."""
+    """How often a video is tried in all, a night at a time, when it fails for a reason that may be its own and may pass
+    (timed out, ran out of memory …). Failures of the store do not count: they are tried again after 1, 2, 4 … at most
+    30 days."""
     max_failure_rate: float = 0.05
-    """Exit with code 3 if more than this share of the videos tried in this run failed."""
+    """Exit with code 3 if more than this share of the videos tried failed, or of those listed have no scores."""
     dry_run: bool = False
     """Say what a run would do, and do nothing."""
     allow_unconditional_store: bool = False

@@ -12,9 +12,9 @@ import io
 import posixpath
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,13 +24,23 @@ from vidray.scoring import output
 from vidray.storage.store import Store
 from vidray.types import Status
 
-KEYS_SCHEMA = pa.schema([("key", pa.binary()), ("status", pa.string()), ("attempts", pa.int32())])
+KEYS_SCHEMA = pa.schema(
+    [
+        ("key", pa.binary()),
+        ("status", pa.string()),
+        ("attempts", pa.int32()),
+        ("video_attempts", pa.int32()),
+        ("last_tried_at", output.TIME_TYPE),
+    ]
+)
+"""One row per attempt. ``attempts`` numbers the rows of a key; ``video_attempts`` counts those of them that speak
+against the video."""
 
 MIN_RUNS_TO_MERGE = 64
 """So many key files are read one by one before they are merged."""
 
-_KEY_SQL = "unhex(md5(concat_ws(chr(31), uri, coalesce(etag, ''), result_key)))"
-_COLUMNS = ["uri", "etag", "result_key", "status", "attempts"]
+KEY_SQL = "unhex(md5(concat_ws(chr(31), uri, coalesce(etag, ''), result_key)))"
+_COLUMNS = ["uri", "etag", "result_key", "status", "attempts", "video_attempts", "scored_at"]
 
 
 def run_file(run_id: str, name: str) -> str:
@@ -53,14 +63,27 @@ def is_finished(files: Iterable[str]) -> bool:
 
 
 def keys_of(rows: pa.Table) -> pa.Table:
-    """KEYS_SCHEMA of prediction rows (uri, etag, result_key, status, attempts)."""
-    return _with_keys(rows, "status", "attempts").cast(KEYS_SCHEMA)
+    """KEYS_SCHEMA of prediction rows, also of parts that an older version wrote."""
+    newer = {"video_attempts": "video_attempts", "scored_at": "scored_at AS last_tried_at"}
+    columns = [sql for name, sql in newer.items() if name in rows.column_names]
+    return _completed(_with_keys(rows, "status", "attempts", *columns))
+
+
+def _completed(keys: pa.Table) -> pa.Table:
+    """KEYS_SCHEMA of keys that may be of an older version: it counted every attempt against the video, so only the
+    last status can tell whether it was the store's failure."""
+    if "video_attempts" not in keys.column_names:
+        stores = pa.array([status.value for status in Status if status.is_store_failure])
+        keys = keys.append_column("video_attempts", pc.if_else(pc.is_in(keys["status"], stores), 0, keys["attempts"]))
+    if "last_tried_at" not in keys.column_names:
+        keys = keys.append_column("last_tried_at", pa.nulls(keys.num_rows, output.TIME_TYPE))
+    return keys.select(KEYS_SCHEMA.names).cast(KEYS_SCHEMA)
 
 
 def _with_keys(rows: pa.Table, *columns: str) -> pa.Table:
     with duckdb.connect() as db:
         db.register("rows", rows)
-        names = ", ".join([f"{_KEY_SQL} AS key", *columns])
+        names = ", ".join([f"{KEY_SQL} AS key", *columns])
         return db.sql(f"SELECT {names} FROM rows").to_arrow_table()
 
 
@@ -90,20 +113,20 @@ def _sorted_keys(keys: pa.Table) -> pa.Array:
     return array.take(pc.array_sort_indices(array))
 
 
-def read_keys(store: Store, *, num_threads: int = 16) -> pa.Table:
-    """KEYS_SCHEMA of everything that the output holds, from key files and, for runs without one, from their parts."""
-    merged, merged_runs = _read_merged(store)
-    runs = {run: files for run, files in run_files(store).items() if run not in merged_runs}
-    with_keys = [run for run, files in runs.items() if "keys.parquet" in files]
-    others = [run for run, files in runs.items() if "keys.parquet" not in files]
-    with ThreadPoolExecutor(num_threads) as pool:
-        tables = list(
-            pool.map(
-                lambda run: output.read_columns(store, run_file(run, "keys.parquet"), KEYS_SCHEMA.names), with_keys
-            )
-        )
-    tables += [read_run_keys(store, run) for run in others]
-    return pa.concat_tables([merged, *(table.cast(KEYS_SCHEMA) for table in tables)])
+def read_keys(store: Store) -> pa.Table:
+    """KEYS_SCHEMA of everything that the output holds.
+
+    From key files; for runs without one, and for those that lack a part by now, from the parts that are there.
+    """
+    parts, runs = output.count_parts(store), run_files(store)
+    merged = _read_merged(store)
+    if any(parts[run] < (num_parts or 0) for run, num_parts in merged.num_parts.items()):
+        merged = _Merged()  # it cannot tell the rows of the run that lacks a part from the others
+    files = _read_key_files(store, [run for run in runs if run not in merged.num_parts and "keys.parquet" in runs[run]])
+    whole = [keys for run, (keys, num_parts) in files.items() if parts[run] >= (num_parts or 0)]
+    others = [run for run in runs if run not in merged.num_parts and run not in files]
+    damaged = [run for run, (_, num_parts) in files.items() if parts[run] < (num_parts or 0)]
+    return pa.concat_tables([merged.keys, *whole, *(read_run_keys(store, run) for run in [*others, *damaged])])
 
 
 def merge_keys(store: Store, *, min_runs: int = MIN_RUNS_TO_MERGE) -> None:
@@ -111,60 +134,43 @@ def merge_keys(store: Store, *, min_runs: int = MIN_RUNS_TO_MERGE) -> None:
 
     The merged files' names start with the number of runs in them: the greatest holds what all others do.
     """
-    _, merged_runs = _read_merged(store)
+    merged_runs = _read_merged(store).num_parts
     finished = {run for run, files in run_files(store).items() if is_finished(files) and "keys.parquet" in files}
-    if len(finished - merged_runs) < min_runs:
+    if len(finished - set(merged_runs)) < min_runs:
         return
-    files = [run_file(run, "keys.parquet") for run in sorted(finished)]
-    with ThreadPoolExecutor(16) as pool:
-        tables = list(pool.map(lambda file: output.read_columns(store, file, KEYS_SCHEMA.names), files))
-    table = pa.concat_tables([KEYS_SCHEMA.empty_table(), *(table.cast(KEYS_SCHEMA) for table in tables)])
-    data = output.parquet_bytes(table, {"runs": sorted(finished)})
+    files = _read_key_files(store, sorted(finished))
+    table = pa.concat_tables([KEYS_SCHEMA.empty_table(), *(keys for keys, _ in files.values())])
+    data = output.parquet_bytes(table, {"runs": {run: num_parts for run, (_, num_parts) in files.items()}})
     with contextlib.suppress(FileExistsError):  # an attempt that was cut off afterwards merged the same runs
         store.create(f"_keys/{len(finished):08d}.parquet", data)
 
 
-def _read_merged(store: Store) -> tuple[pa.Table, set[str]]:
-    """The keys of the greatest merged file, and the runs that it stands for."""
+def _read_key_files(store: Store, runs: list[str]) -> dict[str, tuple[pa.Table, int | None]]:
+    """For each run its keys, and how many parts it had; None in a file of an older version."""
+
+    def read(run: str) -> tuple[pa.Table, int | None]:
+        table = pq.read_table(io.BytesIO(store.read(run_file(run, "keys.parquet"))))
+        num_parts = output.parquet_metadata(table.schema).get("num_parts")
+        return _completed(table.replace_schema_metadata(None)), num_parts
+
+    with ThreadPoolExecutor(16) as pool:
+        return dict(zip(runs, pool.map(read, runs), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Merged:
+    """The greatest merged key file."""
+
+    keys: pa.Table = field(default_factory=KEYS_SCHEMA.empty_table)
+    num_parts: dict[str, int | None] = field(default_factory=dict)
+    """The runs that it stands for, and how many parts each had; None: it does not tell."""
+
+
+def _read_merged(store: Store) -> _Merged:
     files = store.list("_keys")
     if not files:
-        return KEYS_SCHEMA.empty_table(), set()
+        return _Merged()
     table = pq.read_table(io.BytesIO(store.read(files[-1])))
-    runs = set(output.parquet_metadata(table.schema)["runs"])
-    return table.replace_schema_metadata(None).cast(KEYS_SCHEMA), runs
-
-
-def plan_new(listed: pa.Table, keys: pa.Table, *, result_key: str, retry_failed: bool, max_attempts: int) -> pa.Table:
-    """The listed videos that are to be scored now, sorted by uri, with ``row`` and ``attempts`` (this one included).
-
-    New or changed objects (another etag) and new results (another result key) have no key yet. A failure is tried again
-    if it is transient and was tried fewer than ``max_attempts`` times, or always with ``retry_failed``.
-    """
-    transient = [status.value for status in Status if status.is_transient]
-    with duckdb.connect() as db:
-        db.register("listed", listed)
-        db.register("keys", keys)
-        table = db.sql(
-            f"""
-            WITH done AS (
-                SELECT key, bool_or(status = 'ok') AS ok, max(attempts) AS attempts,
-                       arg_max(status, attempts) AS status
-                FROM keys GROUP BY key
-            ), keyed AS (
-                SELECT *, {_KEY_SQL} AS key FROM (SELECT *, $result_key AS result_key FROM listed)
-            )
-            SELECT uri, path, size_bytes, etag, (coalesce(done.attempts, 0) + 1)::INTEGER AS attempts
-            FROM keyed LEFT JOIN done USING (key)
-            WHERE done.key IS NULL
-               OR (NOT done.ok AND ($retry_failed OR (list_contains($transient, done.status)
-                                                       AND done.attempts < $max_attempts)))
-            ORDER BY uri
-            """,
-            params={
-                "result_key": result_key,
-                "retry_failed": retry_failed,
-                "transient": transient,
-                "max_attempts": max_attempts,
-            },
-        ).to_arrow_table()
-    return table.add_column(0, output.ROW, pa.array(np.arange(table.num_rows)))
+    runs = output.parquet_metadata(table.schema)["runs"]
+    num_parts = runs if isinstance(runs, dict) else dict.fromkeys(runs)  # a list in older versions
+    return _Merged(keys=_completed(table.replace_schema_metadata(None)), num_parts=num_parts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -18,19 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidray.checkpoints.checkpoint import read_checkpoint, result_key
-from vidray.errors import RunError, TooManyFailuresError
+from vidray.errors import RunError
 from vidray.models.families import require_stream
 from vidray.scoring import history, output
+from vidray.scoring.accounting import Untried
 from vidray.scoring.collector import MAX_LOSSES, Collector, LossCounter
 from vidray.scoring.config import ScoreConfig
-from vidray.scoring.plan import Plan, commit_plan, find_resumable, plan_fresh
+from vidray.scoring.plan import Plan, RunHeader, commit_plan, find_resumable, plan_fresh
 from vidray.scoring.progress import Progress, format_bytes, format_seconds
-from vidray.scoring.runners.base import Runner
+from vidray.scoring.runners.base import Runner, Stages
 from vidray.scoring.runners.choose import make_runner
 from vidray.scoring.stage_specs import MakeRunStages, default_stages
 from vidray.scoring.stages import PREDICTED_SCHEMA
 from vidray.scoring.summary import format_summary, make_summary
 from vidray.scoring.timing import StageTimes
+from vidray.scoring.verdict import Tally, Verdict, leave
 from vidray.storage.lease import Lease
 from vidray.storage.store import Store
 from vidray.types import Status
@@ -56,26 +57,36 @@ class ScoreJob:
         if config.streaming:
             require_stream(self.checkpoint.family, self.checkpoint.config)
         self.view = config.effective_view(self.checkpoint.meta.view)
-        self.result_key = result_key(self.checkpoint.meta.fingerprint, self.view)
-        self._make_stages = functools.partial(make_stages, config, self.checkpoint, self.view)
+        self._make_stages = make_stages
+        self._tally = Tally(max_failure_rate=config.max_failure_rate)
+        self.verdict: Verdict | None = None
+        """How ``run`` ended, once it has."""
 
     def run(self) -> list[dict[str, Any]]:
         """Finish what was begun, then score what is new. Returns the summaries of the runs worked on.
 
-        Raises UsageError, RunError, or TooManyFailuresError when all is written but too many videos failed.
+        Raises UsageError, RunError, or TooManyFailuresError when all is written but too many videos have no scores.
         """
         if not self.config.allow_unconditional_store:
             self.store.probe()
-        runner = make_runner(self.config, self.view, self._make_stages)
-        with Lease(self.store).held() as lease, contextlib.closing(runner):
-            summaries = [self._execute(plan, lease, runner) for plan in self._plans()]
-        if not summaries:
-            self.progress.say("nothing new to score: the output holds every listed object")
-        self._check_failures(summaries)
-        return summaries
+        try:
+            with contextlib.closing(self._make_runner()) as runner, Lease(self.store).held() as lease:
+                self._settle(runner)
+                for plan in self._plans():
+                    self._tally.summaries.append(self._execute(plan, lease, runner))
+            if not self._tally.summaries:
+                self.progress.say(self._nothing_to_score())
+            self._tally.check()
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end(None)
+        return self._tally.summaries
 
     def dry_run(self) -> str:
         """What a run would do, without doing any of it."""
+        with contextlib.closing(self._make_runner()) as runner:
+            self._settle(runner)
         lines = []
         resumable = self._resumable()
         if resumable is not None:
@@ -93,15 +104,52 @@ class ScoreJob:
             f"listed {plan.header.num_listed:,}, already done {plan.header.num_already_done:,}, "
             f"would score {plan.rows.num_rows:,} videos ({format_bytes(num_bytes)}) in {plan.shards.count} parts"
         )
+        lines += [f"{name}: {untried}" for name, untried in self._untried.items() if untried.count]
         lines.append(self._estimate(plan.rows.num_rows))
         self.progress.clear()
         return "\n".join(lines)
+
+    def _make_runner(self) -> Runner:
+        return make_runner(self.config, self.view, self._stages)
+
+    def _stages(self, num_threads: int | None) -> Stages:
+        return self._make_stages(self.config, self.checkpoint, self.view, num_threads)
+
+    def _settle(self, runner: Runner) -> None:
+        """Decide once where the network runs and in what arithmetic: rows of one key are made alike, on any node."""
+        device, precision = runner.device(), self.config.precision
+        if precision == "auto":
+            precision = "bf16" if device == "cuda" else "fp32"
+        self.config = dataclasses.replace(self.config, device=device, precision=precision)
+        self._precision = precision
+        self.result_key = result_key(self.checkpoint.meta.fingerprint, self.view, precision=precision)
+
+    @property
+    def _untried(self) -> dict[str, Untried]:
+        return {"deferred": self._tally.deferred, "given up": self._tally.given_up}
+
+    def _nothing_to_score(self) -> str:
+        listed = self._tally.listed
+        if listed is None:
+            return "nothing to score: the run is finished"
+        if listed.num_already_done == listed.num_listed:
+            return f"nothing new to score: the output holds every listed object ({listed.num_listed:,})"
+        rest = ", ".join(f"{untried} {name}" for name, untried in self._untried.items() if untried.count)
+        return (
+            f"nothing to score now: listed {listed.num_listed:,}, done before {listed.num_already_done:,}, {rest}. "
+            "--retry-failed tries these again"
+        )
+
+    def _end(self, error: BaseException | None) -> None:
+        self.verdict = self._tally.verdict(error)
+        leave(self.store, self.verdict)
 
     def _plans(self) -> Iterator[Plan]:
         """The runs to work on, one after the other: an unfinished one, then a fresh one with what is new."""
         resumable = self._resumable()
         if resumable is not None:
             self.progress.say(f"resuming run {resumable.header.run_id}")
+            self._tally.listed = resumable.header
             yield resumable
         if self.config.run_id is not None and (resumable is not None or self._is_known(self.config.run_id)):
             return
@@ -123,14 +171,17 @@ class ScoreJob:
 
     def _fresh_plan(self) -> Plan:
         self.progress.stage("listing the sources")
-        return plan_fresh(
+        plan, account = plan_fresh(
             self.store,
             self.config,
             fingerprint=self.checkpoint.meta.fingerprint,
             view_config=self.view.to_json(),
+            precision=self._precision,
             result_key=self.result_key,
             on_progress=lambda count: self.progress.stage(f"listing the sources: {count:,} objects"),
         )
+        self._tally.listed, self._tally.deferred, self._tally.given_up = plan.header, account.deferred, account.given_up
+        return plan
 
     def _execute(self, plan: Plan, lease: Lease, runner: Runner) -> dict[str, Any]:
         header, times = plan.header, StageTimes()
@@ -141,7 +192,7 @@ class ScoreJob:
             shards=plan.shards,
             run_id=header.run_id,
             sealed=sealed,
-            constants=self._constants(header.run_id),
+            constants=self._constants(header),
             before_seal=lease.check,
         )
         self.progress.say(f"run {header.run_id}: {plan.rows.num_rows:,} videos in {plan.shards.count} parts")
@@ -151,13 +202,15 @@ class ScoreJob:
         lease.check()
         return self._finish(plan, times)
 
-    def _constants(self, run_id: str) -> dict[str, str]:
+    def _constants(self, header: RunHeader) -> dict[str, Any]:
         return {
             "model": self.config.model,
             "fingerprint": self.checkpoint.meta.fingerprint,
             "view_config": self.view.to_json(),
             "result_key": self.result_key,
-            "run_id": run_id,
+            "run_id": header.run_id,
+            "planned_at": datetime.datetime.fromisoformat(header.created_at),
+            "precision": self._precision,
         }
 
     def _collect(self, plan: Plan, collector: Collector, times: StageTimes, runner: Runner) -> None:
@@ -198,10 +251,11 @@ class ScoreJob:
             # Each decoder of a streaming run fetches its own next video.
             fetch_threads=1 if self.config.streaming else self.config.fetch_threads,
             max_failure_rate=self.config.max_failure_rate,
+            untried=self._untried,
         )
         marker = "_SUCCESS" if summary["outcome"] == "success" else "_FAILED"
         files = {
-            "keys.parquet": output.parquet_bytes(keys, {"run_id": run_id}),
+            "keys.parquet": output.parquet_bytes(keys, {"run_id": run_id, "num_parts": plan.shards.count}),
             "summary.json": json.dumps(summary, indent=2, ensure_ascii=False).encode(),
             marker: b"",
         }
@@ -211,15 +265,6 @@ class ScoreJob:
         history.merge_keys(self.store)
         self.progress.say(format_summary(summary))
         return summary
-
-    def _check_failures(self, summaries: list[dict[str, Any]]) -> None:
-        bad = [summary for summary in summaries if summary["outcome"] != "success"]
-        if bad:
-            raise TooManyFailuresError(
-                f"{bad[-1]['num_failed']} of {bad[-1]['num_planned']} videos failed, more than "
-                f"--max-failure-rate {self.config.max_failure_rate} allows. All rows are written, "
-                f"and the run {bad[-1]['run_id']} is marked _FAILED"
-            )
 
     def _estimate(self, num_videos: int) -> str:
         rates = [

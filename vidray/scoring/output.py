@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import posixpath
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ from vidray.storage.store import Store
 
 ROW = "row"
 """Internal column: which row of the plan a prediction belongs to."""
+
+TIME_TYPE = pa.timestamp("us", tz="UTC")
 
 TOP_K_TYPE = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 
@@ -50,10 +54,17 @@ PREDICTION_SCHEMA = pa.schema(
         ("view_config", pa.string()),
         ("result_key", pa.string()),
         ("run_id", pa.string()),
-        ("scored_at", pa.timestamp("us", tz="UTC")),
+        ("scored_at", TIME_TYPE),
+        ("video_attempts", pa.int32()),
+        ("planned_at", TIME_TYPE),
+        ("precision", pa.string()),
     ]
 )
-"""One row per video. Always written with this schema: a column that is all null would else change its type."""
+"""One row per video and attempt. Always written with this schema: a column that is all null would else change its
+type. New columns come at the end; parts of older versions lack them."""
+
+SCHEMA_VERSION = 2
+"""Stands in the footer of every part. 1: without ``video_attempts``, ``planned_at`` and ``precision``."""
 
 METADATA_KEY = b"vidray"
 
@@ -73,6 +84,12 @@ def sealed_shards(store: Store, run_id: str) -> set[int]:
     """The shards of a run whose parts are there."""
     shards = (shard_of_part(path) for path in store.list(f"predictions/run={run_id}"))
     return {shard for shard in shards if shard is not None}
+
+
+def count_parts(store: Store) -> Counter[str]:
+    """How many parts of each run are there."""
+    folders = (posixpath.dirname(path) for path in store.list("predictions") if shard_of_part(path) is not None)
+    return Counter(posixpath.basename(folder).removeprefix("run=") for folder in folders)
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[str, Any]) -> bytes:

@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vidray.errors import UsageError
 from vidray.scoring import history, output
+from vidray.scoring.accounting import Account, account_for
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.output import Shards
 from vidray.sources.manifest import list_sources
@@ -33,8 +35,10 @@ PLAN_SCHEMA = pa.schema(
         ("size_bytes", pa.int64()),
         ("etag", pa.string()),
         ("attempts", pa.int32()),
+        ("video_attempts", pa.int32()),
     ]
 )
+"""``attempts``: this one included. ``video_attempts``: of those before, the ones that speak against the video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,10 @@ class RunHeader:
     rows_per_part: int
     num_listed: int
     num_already_done: int
+    """With an ``ok`` row from before. (In plans of older versions: all that were not planned.)"""
+    num_deferred: int = 0
+    num_given_up: int = 0
+    precision: str = "fp32"
     created_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
     @property
@@ -114,18 +122,20 @@ def plan_fresh(
     *,
     fingerprint: str,
     view_config: str,
+    precision: str,
     result_key: str,
     on_progress: Callable[[int], None] | None = None,
-) -> Plan:
+) -> tuple[Plan, Account]:
     """List the sources, leave out what the output holds, and give what remains a run. Writes nothing."""
     listed = list_sources(config.source, on_progress=on_progress)
-    rows = history.plan_new(
+    account = account_for(
         listed,
         history.read_keys(store),
         result_key=result_key,
         retry_failed=config.retry_failed,
         max_attempts=config.max_attempts,
     )
+    rows = account.rows
     header = RunHeader(
         run_id=config.run_id or new_run_id(),
         source=config.source,
@@ -134,10 +144,13 @@ def plan_fresh(
         view_config=view_config,
         result_key=result_key,
         rows_per_part=config.rows_per_part or default_rows_per_part(rows.num_rows, streaming=config.streaming),
-        num_listed=listed.num_rows,
-        num_already_done=listed.num_rows - rows.num_rows,
+        num_listed=account.num_listed,
+        num_already_done=account.num_done,
+        num_deferred=account.deferred.count,
+        num_given_up=account.given_up.count,
+        precision=precision,
     )
-    return Plan(header=header, rows=rows.cast(PLAN_SCHEMA))
+    return Plan(header=header, rows=rows.cast(PLAN_SCHEMA)), account
 
 
 def new_run_id() -> str:
@@ -172,4 +185,7 @@ def load_plan(store: Store, run_id: str) -> Plan:
     rows = pq.read_table(data)
     metadata: dict[str, Any] = output.parquet_metadata(rows.schema)
     header = RunHeader(**{**metadata, "source": tuple(metadata["source"])})
-    return Plan(header=header, rows=rows.replace_schema_metadata(None).cast(PLAN_SCHEMA), is_resumed=True)
+    rows = rows.replace_schema_metadata(None)
+    if "video_attempts" not in rows.column_names:  # an older version's: it counted every attempt against the video
+        rows = rows.append_column("video_attempts", pc.subtract(rows["attempts"], 1))
+    return Plan(header=header, rows=rows.cast(PLAN_SCHEMA), is_resumed=True)

@@ -222,6 +222,8 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["fp3
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if precision not in DTYPES:
         raise UsageError(f"precision must be one of auto, {', '.join(DTYPES)}, got {precision!r}")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UsageError(f"{torch.cuda.get_device_name(device)} has no bf16 arithmetic: take --precision fp32 or fp16")
     if precision == "fp16" and device.type == "cpu":
         raise UsageError("precision fp16 needs a GPU; on a CPU use fp32 or bf16")
     return precision

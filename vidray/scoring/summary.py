@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vidray.scoring.accounting import Untried
 from vidray.scoring.plan import Plan
 from vidray.scoring.progress import format_seconds
 from vidray.scoring.timing import StageTimes
@@ -17,7 +18,13 @@ from vidray.types import Status
 
 
 def make_summary(
-    plan: Plan, keys: pa.Table, times: StageTimes, *, fetch_threads: int, max_failure_rate: float
+    plan: Plan,
+    keys: pa.Table,
+    times: StageTimes,
+    *,
+    fetch_threads: int,
+    max_failure_rate: float,
+    untried: dict[str, Untried],
 ) -> dict[str, Any]:
     """What ``summary.json`` says. ``keys``: of every row in the run's parts."""
     by_status = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(keys["status"]).to_pylist()})
@@ -33,6 +40,7 @@ def make_summary(
         "num_scored": num_scored,
         "num_failed": num_failed,
         "failed_by_status": dict(by_status.most_common()),
+        "untried": {name: asdict(one) for name, one in untried.items()},
         "resumed": plan.is_resumed,
         "this_process": _timing(times, fetch_threads=fetch_threads),
     }
@@ -69,6 +77,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         f"  already done  {summary['num_already_done']:>10,}",
         f"  scored        {summary['num_scored']:>10,}",
         f"  failed        {summary['num_failed']:>10,}{_statuses(summary['failed_by_status'])}",
+        *(f"  {name:<12}  {_untried(one)}" for name, one in summary["untried"].items() if one["count"]),
         f"  {timing['num_videos']:,} videos in {format_seconds(timing['seconds'])} "
         f"({start_up} of it start-up), then {rate:.1f} videos/s, "
         f"{timing['videos_per_second_per_predictor']:.1f} per predictor",
@@ -89,6 +98,10 @@ _HINTS = {
     "decode": "decoding (more --decoders: add CPUs)",
     "predict": "the model (more --predictors: add GPUs; or --precision bf16, fewer --views, a larger --stride)",
 }
+
+
+def _untried(one: dict[str, Any]) -> str:
+    return f"{one['count']:>10,}  (mostly {one['status']}, such as {one['example']})"
 
 
 def _statuses(by_status: dict[str, int]) -> str:

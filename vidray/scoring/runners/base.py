@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -54,6 +54,9 @@ UNKNOWN_LOSS = Loss(Status.MODEL_ERROR, "it did not come back from the workers, 
 
 class Runner(Protocol):
     """An engine, for all that one command has to score."""
+
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where the network will run, now that ``--device auto`` must be decided."""
 
     def run(self, rows: pa.Table, *, alone: bool = False) -> Generator[pa.Table, None, None]:
         """Predicted rows of these plan rows, as they become ready. Close it if you stop early.

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator
+from typing import Literal
 
 import pyarrow as pa
 
@@ -141,6 +142,10 @@ class LocalRunner:
         self._lost: dict[int, Loss] = {}
         self._num_deaths, self._max_deaths = 0, MAX_DEATHS_IN_A_ROW
         """Since a row was last finished; how many there may be."""
+
+    def device(self) -> Literal["cpu", "cuda"]:
+        """See ``Runner.device``."""
+        return "cuda" if self._config.device == "cuda" or (self._config.device == "auto" and self._gpus) else "cpu"
 
     def run(self, rows: pa.Table, *, alone: bool = False) -> Generator[pa.Table, None, None]:
         """See ``Runner.run``."""

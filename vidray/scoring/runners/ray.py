@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import ray
@@ -56,18 +56,27 @@ class RayRunner:
         self._connection = contextlib.ExitStack()
         self._is_connected = False
 
+    def device(self) -> Literal["cpu", "cuda"]:
+        """See ``Runner.device``. What an autoscaler may bring counts."""
+        if self._config.device != "auto":
+            return self._config.device
+        return "cuda" if self._cluster().max_gpus >= 1 else "cpu"
+
     def run(self, rows: pa.Table, *, alone: bool = False) -> Generator[pa.Table, None, None]:
         """See ``Runner.run``."""
-        if not self._is_connected:
-            self._connection.enter_context(connected(self._config.ray_address))
-            self._is_connected = True
-        layout = make_layout(self._config, self._view, read_cluster(), num_rows=rows.num_rows)
+        layout = make_layout(self._config, self._view, self._cluster(), num_rows=rows.num_rows)
         if alone:
             layout = dataclasses.replace(layout, rows_per_block=1)
         stages = self._make_stages(layout.threads_per_predictor)
         # Ray aborts the process if it is shut down while it executes.
         with contextlib.closing(stream(rows, stages, layout, stall_timeout=self._config.stall_seconds)) as tables:
             yield from tables
+
+    def _cluster(self) -> Cluster:
+        if not self._is_connected:
+            self._connection.enter_context(connected(self._config.ray_address))
+            self._is_connected = True
+        return read_cluster()
 
     def why_lost(self, row: int) -> Loss:
         """See ``Runner.why_lost``."""
