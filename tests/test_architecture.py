@@ -54,7 +54,7 @@ ORDER = {
 ONLY_IN = {
     "ray": {"cluster", "scoring.runners.ray", "training.trainer", "training.data.ray_pool"},
     "av": {"video.decoder", "cli.demo"},  # the demo also makes videos
-    "duckdb": {"scoring.history", "cli.demo"},
+    "duckdb": {"scoring.history", "scoring.accounting", "cli.demo"},
 }
 
 

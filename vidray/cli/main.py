@@ -26,6 +26,7 @@ usage: vidray COMMAND [OPTIONS]
 
 commands:
   score     score every video of the sources: one row per video, resumable, only what is new
+  verify    check an output: parts against plans and keys, row by row
   preview   show the clips that training or validation would see, as a contact sheet or an animation
   train     fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
   evaluate  evaluate a checkpoint on labelled videos
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "score": score,
+        "verify": verify,
         "train": train,
         "evaluate": evaluate,
         "preview": preview,
@@ -109,6 +111,16 @@ def score(arguments: list[str]) -> int:
         if job.verdict is not None:
             print(job.verdict.to_json(), flush=True)
     return 0
+
+
+def verify(arguments: list[str]) -> int:
+    """``vidray verify``."""
+    from vidray.results.verify import VerifyConfig
+    from vidray.results.verify import verify as run_verification
+
+    result = run_verification(parse(VerifyConfig, arguments, prog="vidray verify"))
+    print(result)
+    return 1 if result.problems else 0
 
 
 def preview(arguments: list[str]) -> int:
