@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.stores import filesystem
 from vidray.errors import UsageError
 from vidray.sources.labels import LABELLED_SCHEMA, LabelledManifest, LabelSource, load_for_evaluation, load_labelled
-from vidray.storage.location import filesystem
 
 ODD_LABELS = ("Größe 大", "a b", "cup\\half", "x#y?z&=1%20")
 

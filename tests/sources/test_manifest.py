@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_storage import STRANGE_NAMES
 
+from tests.support.stores import STRANGE_NAMES, filesystem
 from vidray.errors import RunError, UsageError
 from vidray.sources.listing import Rows, Tasks
 from vidray.sources.listing_s3 import S3Walk, middle_key
 from vidray.sources.manifest import MANIFEST_SCHEMA, VIDEO_EXTENSIONS, list_sources
 from vidray.sources.patterns import GlobMatches, VideosOnly
 from vidray.storage.fetch import fetch
-from vidray.storage.location import Location, filesystem
+from vidray.storage.location import Location
 from vidray.storage.store import Store
 from vidray.types import Limits, VideoRef
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.stores import STRANGE_NAMES, filesystem
 from vidray.errors import UsageError, VideoError
 from vidray.sources.listing import version_at
 from vidray.storage import store as storage
@@ -24,19 +25,6 @@ from vidray.storage.store import Store
 from vidray.types import Limits, Status, VideoRef
 
 STORES = ["local", "s3", "azure", "memory"]
-STRANGE_NAMES = [
-    "a b.mp4",
-    "a#b.mp4",
-    "a?versionId=3.mp4",
-    "%41.mp4",
-    "*[z]?.mp4",
-    "http:x.mp4",
-    "concat:a|b.mp4",
-    "simplecache::s3:x.mp4",
-    "new\nline.mp4",
-    "é.mp4",
-    "+&.mp4",
-]
 
 
 @pytest.fixture
@@ -65,7 +53,7 @@ def ref_of(uri: str) -> VideoRef:
 
 def overwrite(folder: str, name: str, data: bytes) -> None:
     """Replaces an object as somebody else would."""
-    fs, path = storage.filesystem(folder)
+    fs, path = filesystem(folder)
     fs.pipe_file(f"{path}/{name}", data)
 
 
@@ -189,7 +177,7 @@ class TestStore:
     def test_probe_refuses_a_store_that_ignores_conditions(
         self, monkeypatch: pytest.MonkeyPatch, s3_bucket: str
     ) -> None:
-        fs, _ = storage.filesystem(s3_bucket)
+        fs, _ = filesystem(s3_bucket)
         honest = fs.call_s3
 
         def ignores_conditions(method: str, **options):
@@ -426,13 +414,13 @@ class TestFetchHttp:
 class TestFilesystem:
     def test_an_unknown_protocol_lists_what_is_allowed(self) -> None:
         with pytest.raises(UsageError, match=r"unknown protocol 'gopher' in 'gopher://x'; allowed are .*gs.*s3"):
-            storage.filesystem("gopher://x")
+            filesystem("gopher://x")
 
     def test_a_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "gcsfs", None)
         monkeypatch.setattr("vidray.storage.location._instances", {})
         with pytest.raises(UsageError, match=r"pip install 'vidray\[gcs\]'"):
-            storage.filesystem("gs://bucket/x")
+            filesystem("gs://bucket/x")
 
     @pytest.mark.parametrize(
         ("uri", "path", "again"),
@@ -445,7 +433,7 @@ class TestFilesystem:
         ],
     )
     def test_paths_are_literal_and_uris_return(self, uri: str, path: str, again: str) -> None:
-        assert storage.filesystem(uri)[1] == path
+        assert filesystem(uri)[1] == path
         assert locate(uri).uri == again
 
     def test_s3_keys_are_literal(self, s3_server) -> None:
