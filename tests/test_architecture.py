@@ -24,12 +24,15 @@ LAYERS = [
 """Ground first, entry points last. A module imports from the layers before its own, or from its own package."""
 
 ORDER = {
-    "storage": ["location", "retry", "fetch", "store", "localize", "lease"],
+    "storage": ["retry", "location", "versions", "fetch", "store", "localize", "lease"],
     "video": [
         *("sampling", "byte_sources", "geometry", "random_crops"),
         *("packet_index", "frame_selector", "frame_converters", "decoder", "views"),
     ],
-    "sources": ["listing", "listing_s3", "patterns", "manifest_file", "manifest", "splits", "label_sources", "labels"],
+    "sources": [
+        *("patterns", "task_pool", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),
+        *("manifest_file", "manifest", "splits", "label_sources", "labels"),
+    ],
     "sandbox": ["protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "convert"],
     "scoring": [

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from tests.support.stores import STRANGE_NAMES, filesystem
 from vidray.errors import RunError, UsageError
-from vidray.sources.listing import Rows, Tasks
-from vidray.sources.listing_s3 import S3Walk, middle_key
 from vidray.sources.manifest import MANIFEST_SCHEMA, VIDEO_EXTENSIONS, list_sources
 from vidray.sources.patterns import GlobMatches, VideosOnly
+from vidray.sources.rows import RowCollector
+from vidray.sources.task_pool import TaskPool
+from vidray.sources.walk_s3 import S3Walk, middle_key
 from vidray.storage.fetch import fetch
 from vidray.storage.location import Location
 from vidray.storage.store import Store
@@ -374,19 +375,10 @@ class StubBucket:
 
 def walk_s3(fs: Any, bucket: str = "b", num_threads: int = 4, keys_per_page: int = 1000) -> list[str]:
     """The URIs that the S3 walk finds in the folder ``v``, sorted."""
-    rows = Rows()
-    place = Location(kind="s3", fs=fs, path=bucket, root="s3://")
-    with Tasks(num_threads) as tasks:
-        S3Walk(
-            place=place,
-            bucket=bucket,
-            folder="v/",
-            name_start="",
-            keep=VideosOnly(),
-            rows=rows,
-            tasks=tasks,
-            keys_per_page=keys_per_page,
-        ).start()
+    rows = RowCollector()
+    folder = Location(kind="s3", fs=fs, path=f"{bucket}/v", root="s3://")
+    with TaskPool(num_threads) as tasks:
+        S3Walk(folder=folder, keep=VideosOnly(), rows=rows, tasks=tasks, keys_per_page=keys_per_page).start()
         tasks.join(lambda: None)
     return sorted(rows.table()["uri"].to_pylist())
 

@@ -16,12 +16,12 @@ import pytest
 
 from tests.support.stores import STRANGE_NAMES, filesystem
 from vidray.errors import UsageError, VideoError
-from vidray.sources.listing import version_at
 from vidray.storage import store as storage
 from vidray.storage.fetch import fetch
 from vidray.storage.localize import localize
 from vidray.storage.location import locate
 from vidray.storage.store import Store
+from vidray.storage.versions import version_at
 from vidray.types import Limits, Status, VideoRef
 
 STORES = ["local", "s3", "azure", "memory"]
@@ -449,28 +449,20 @@ class TestFilesystem:
 
 
 class TestLocalize:
-    def test_a_local_folder_is_not_copied(self, tmp_path: Path) -> None:
-        assert localize(f"file://{tmp_path}", ["*"], tmp_path / "cache") == str(tmp_path)
-        assert not (tmp_path / "cache").exists()
-
-    def test_a_missing_local_folder_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=r"there is no folder .*/nowhere"):
-            localize(str(tmp_path / "nowhere"), ["*"], tmp_path)
-
     @on_remote_stores
     def test_brings_what_matches_once_per_version(self, folder: str, tmp_path: Path) -> None:
         store = Store(folder)
         for name in ("config.json", "model.safetensors", "training.log", "deep/x.json"):
             store.create(name, name.encode())
         names = ["*.json", "model.safetensors", "not-there.txt"]
-        first = Path(localize(folder, names, tmp_path / "cache"))
+        first = Path(localize(locate(folder), names, tmp_path / "cache"))
         assert {p.name: p.read_text() for p in first.iterdir()} == {
             "config.json": "config.json",
             "model.safetensors": "model.safetensors",
         }
-        assert localize(folder, names, tmp_path / "cache") == str(first)
+        assert localize(locate(folder), names, tmp_path / "cache") == str(first)
         overwrite(folder, "config.json", b"changed!")
-        second = Path(localize(folder, names, tmp_path / "cache"))
+        second = Path(localize(locate(folder), names, tmp_path / "cache"))
         assert second != first
         assert (second / "config.json").read_text() == "changed!"
         assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == sorted([first.name, second.name])
@@ -480,7 +472,7 @@ class TestLocalize:
         for i in range(5):
             Store(folder).create(f"{i}.json", b"x" * 1000)
         with ThreadPoolExecutor(8) as pool:
-            found = set(pool.map(lambda _: localize(folder, ["*.json"], tmp_path / "cache"), range(8)))
+            found = set(pool.map(lambda _: localize(locate(folder), ["*.json"], tmp_path / "cache"), range(8)))
         assert len(found) == 1
         assert [p.name for p in (tmp_path / "cache").iterdir()] == [Path(found.pop()).name]
 
@@ -488,4 +480,4 @@ class TestLocalize:
     def test_a_folder_without_these_files_is_named(self, folder: str, tmp_path: Path) -> None:
         Store(folder).create("other", b"")
         with pytest.raises(UsageError, match=r"/out has none of config\.json"):
-            localize(folder, ["config.json"], tmp_path)
+            localize(locate(folder), ["config.json"], tmp_path)

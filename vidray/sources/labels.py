@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from vidray.errors import UsageError
 from vidray.sources.label_sources import LabelledRow, read_source
 from vidray.sources.splits import SPLITS, UCF101_GROUP, choose_validation, compile_group_regex, group_of
+from vidray.storage.location import locate
 
 LABELLED_SCHEMA = pa.schema(
     [
@@ -38,7 +39,7 @@ LABELLED_SCHEMA = pa.schema(
         ("end_seconds", pa.float64()),
     ]
 )
-"""One row per labelled clip. ``path``: see `vidray.sources.listing.MANIFEST_SCHEMA`. ``label_id``: the label's place
+"""One row per labelled clip. ``path``: see `vidray.sources.rows.MANIFEST_SCHEMA`. ``label_id``: the label's place
 among the labels. ``split``: train, val or test. Rows of one ``group`` are never on two sides of a split made here.
 ``start_seconds``, ``end_seconds``: the part of the file that the label is about; null: from its start, to its end."""
 
@@ -165,10 +166,11 @@ def load_for_evaluation(source: LabelSource, labels: Sequence[str]) -> LabelledM
 
 def _load_rows(source: LabelSource) -> list[LabelledRow]:
     pattern = UCF101_GROUP if source.group_regex is None else compile_group_regex(source.group_regex)
+    video_root = None if source.video_root is None else locate(source.video_root)
     rows = [
         row if row.group is not None else row.with_group(group_of(row.uri, pattern))
-        for one in source.source
-        for row in read_source(one, video_root=source.video_root, group_column=source.group_column)
+        for place in map(locate, source.source)
+        for row in read_source(place, video_root=video_root, group_column=source.group_column)
     ]
     if not rows:
         raise UsageError(f"no labelled video in {', '.join(source.source)}")

@@ -1,8 +1,9 @@
-"""Which names count as videos: in a folder, and by a glob."""
+"""Which files count as videos: those with a video's extension in a folder, all that match in a glob."""
 
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from fsspec.utils import glob_translate
 
@@ -33,6 +34,16 @@ VIDEO_EXTENSIONS = frozenset(
 _HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:_runs|_train)/)")
 """A part that starts with a dot, other than the keys' parts ``.`` and ``..``; and what vidray itself writes."""
 _ENDINGS = tuple(VIDEO_EXTENSIONS)
+
+
+class FileFilter(Protocol):
+    """Which files of a walk count. Paths are relative to where the walk starts, with ``/`` between parts."""
+
+    def keeps(self, path: str) -> bool:
+        """True if this file is a row."""
+
+    def enters(self, path: str) -> bool:
+        """True if files below this folder may be rows."""
 
 
 class VideosOnly:

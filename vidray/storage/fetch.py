@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 from fsspec.asyn import sync
 
 from vidray.errors import UsageError, VideoError
-from vidray.storage.location import Location, etag_of, local_etag, locate, split_bucket, unquote_etag
+from vidray.storage.location import Location, locate, split_bucket
 from vidray.storage.retry import describe, http_status, is_access_denied, is_transient, with_retries
+from vidray.storage.versions import etag_of, local_etag, unquote_etag
 from vidray.types import Limits, Status, VideoRef
 
 _HTTP_CHUNK_BYTES = 1 << 20

@@ -12,37 +12,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from vidray.errors import RunError
-from vidray.sources.listing import Filter, Rows, Tasks
-from vidray.storage.location import Location, etag_of
+from vidray.sources.walk import Walk
+from vidray.storage.location import split_bucket
 from vidray.storage.retry import with_retries
+from vidray.storage.versions import etag_of
 
 _LAST_CHAR = 0x7F
 """Guesses stay below the end of ASCII: they only have to be valid strings, and names are ASCII mostly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class S3Walk:
+class S3Walk(Walk):
     """The listing of one folder of a bucket."""
 
-    place: Location
-    bucket: str
-    folder: str
-    """The key up to and with its last slash; the walk's relative paths start after it."""
-    name_start: str
-    """Only keys that go on with this are asked for."""
-    keep: Filter
-    rows: Rows
-    tasks: Tasks
     keys_per_page: int = 1000
     """At most; S3 itself allows no more than 1,000."""
 
     @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+        return split_bucket(self.folder.path)[0]
+
+    @property
+    def folder_key(self) -> str:
+        """The key up to and with its last slash; the walk's relative paths start after it."""
+        key = split_bucket(self.folder.path)[1]
+        return f"{key}/" if key else ""
+
+    @property
     def prefix(self) -> str:
         """What all listed keys start with."""
-        return self.folder + self.name_start
+        return self.folder_key + self.name_start
 
     def start(self) -> None:
-        """Spawns the walk."""
         if self.bucket.endswith("--x-s3"):  # S3 Express lists in no order and cannot start after a key
             self.tasks.spawn(self._walk_in_turn)
         else:
@@ -87,14 +89,14 @@ class S3Walk:
     def _page(self, **where: str) -> dict[str, Any]:
         self.tasks.check()
         options = {"Bucket": self.bucket, "Prefix": self.prefix, "MaxKeys": self.keys_per_page, **where}
-        return with_retries(lambda: self.place.fs.call_s3("list_objects_v2", **options))
+        return with_retries(lambda: self.folder.fs.call_s3("list_objects_v2", **options))
 
     def _add(self, objects: list[dict[str, Any]]) -> None:
-        start = len(self.folder)
+        start = len(self.folder_key)
         files = [entry for entry in objects if not entry["Key"].endswith("/")]  # others are marks of empty folders
         kept = [entry for entry in files if self.keep.keeps(entry["Key"][start:])]
         self.rows.skip(len(files) - len(kept))
-        root = f"{self.place.root}{self.bucket}/"
+        root = f"{self.folder.root}{self.bucket}/"
         self.rows.add([root + entry["Key"] for entry in kept], [(entry["Size"], etag_of(entry)) for entry in kept])
 
 
