@@ -60,6 +60,13 @@ ONLY_IN = {
 }
 
 
+LOCATED_IN = {
+    *("checkpoints.resolve", "sources.labels", "sources.manifest", "sources.manifest_file"),
+    *("storage.fetch", "storage.store"),
+}
+"""Where a URI is parsed, once; what these modules call takes the `Location`."""
+
+
 def modules() -> dict[str, Path]:
     return {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
@@ -133,6 +140,12 @@ def test_each_heavy_library_has_its_place(module):
     tops = {name.split(".")[0] for name in imports_of(modules()[module])}
     for library, places in ONLY_IN.items():
         assert library not in tops or module in places, f"{module} imports {library}; only {sorted(places)} may"
+
+
+def test_a_uri_is_parsed_where_it_comes_in():
+    assert {
+        name for name, path in modules().items() if "vidray.storage.location.locate" in imports_of(path)
+    } == LOCATED_IN
 
 
 def test_training_and_scoring_never_import_each_other():

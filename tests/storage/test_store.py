@@ -411,16 +411,22 @@ class TestFetchHttp:
         assert len(fetch(VideoRef(uri=f"{site}/endless"), limits=Limits(max_object_bytes=5000))) == 5000
 
 
-class TestFilesystem:
+class TestLocate:
     def test_an_unknown_protocol_lists_what_is_allowed(self) -> None:
         with pytest.raises(UsageError, match=r"unknown protocol 'gopher' in 'gopher://x'; allowed are .*gs.*s3"):
-            filesystem("gopher://x")
+            locate("gopher://x")
 
     def test_a_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "gcsfs", None)
         monkeypatch.setattr("vidray.storage.location._instances", {})
         with pytest.raises(UsageError, match=r"pip install 'vidray\[gcs\]'"):
-            filesystem("gs://bucket/x")
+            locate("gs://bucket/x")
+
+    def test_missing_credentials_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+        monkeypatch.setattr("vidray.storage.location._instances", {})
+        with pytest.raises(UsageError, match=r"cannot set up the file system of az://: ValueError: .*credentials"):
+            locate("az://box/x")
 
     @pytest.mark.parametrize(
         ("uri", "path", "again"),
@@ -433,13 +439,19 @@ class TestFilesystem:
         ],
     )
     def test_paths_are_literal_and_uris_return(self, uri: str, path: str, again: str) -> None:
-        assert filesystem(uri)[1] == path
-        assert locate(uri).uri == again
+        assert (locate(uri).path, locate(uri).uri) == (path, again)
 
     def test_s3_keys_are_literal(self, s3_server) -> None:
         for key in [*STRANGE_NAMES, "a//b", "../b", "/b"]:
             place = locate(f"s3a://bucket/{key}")
             assert (place.path, place.uri) == (f"bucket/{key}", f"s3://bucket/{key}")
+
+    @pytest.mark.parametrize(
+        ("uri", "parent"),
+        [("/a/b.csv", "/a"), ("/b.csv", "/"), ("http://h/a/b.csv", "http://h/a"), ("memory://f/b.csv", "memory://f")],
+    )
+    def test_a_parent_is_the_folder_around(self, uri: str, parent: str) -> None:
+        assert locate(uri).parent.uri == parent
 
     def test_an_azure_account_stays_in_the_uri(self, azure_server) -> None:
         place = locate("abfss://box@acme.dfs.core.windows.net/a/b#c")

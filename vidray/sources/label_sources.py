@@ -27,28 +27,27 @@ _LIST_NAME = re.compile(r"(train|test|val)[^/]*\.txt$", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledRow:
-    """One labelled clip, as its source tells it."""
+    """One labelled clip, as its source describes it."""
 
-    uri: str
-    path: bytes | None = None
-    size_bytes: int | None = None
-    etag: str | None = None
+    video: VideoRef
     label: str
     split: str | None = None
     """train, val or test; None: the source does not say."""
     group: str | None = None
     """None: the source does not say."""
     start_seconds: float | None = None
+    """None: from the start of the file."""
     end_seconds: float | None = None
+    """None: to its end."""
 
     @property
     def key(self) -> tuple[str, float, float]:
         """What makes two rows the same clip; also the order of rows."""
         end = math.inf if self.end_seconds is None else self.end_seconds
-        return self.uri, self.start_seconds or 0.0, end
+        return self.video.uri, self.start_seconds or 0.0, end
 
     def with_split(self, split: str) -> LabelledRow:
-        """The same clip in another part."""
+        """The same clip in another split."""
         return dataclasses.replace(self, split=split)
 
     def with_group(self, group: str) -> LabelledRow:
@@ -72,10 +71,6 @@ def read_source(
     if _LIST_NAME.search(place.path) and not (place.kind == "local" and os.path.isdir(place.path)):
         return _read_list(place, video_root or place.parent)
     return _read_folder(place)
-
-
-def _row_of(video: VideoRef, **values: Any) -> LabelledRow:
-    return LabelledRow(uri=video.uri, path=video.path, size_bytes=video.size_bytes, etag=video.etag, **values)
 
 
 def _ref(row: dict[str, Any]) -> VideoRef:
@@ -107,7 +102,7 @@ def _folder_row(video: VideoRef, names: list[str], own_split: str | None, has_sp
     if has_splits and len(names) < 3:
         raise UsageError(f"{video.uri} lies in no folder that names its label; expected {names[0]}/<label>/<video>")
     split, label = (split_of(names[0]), names[1]) if has_splits else (own_split, names[0])
-    return _row_of(video, label=label, split=split)
+    return LabelledRow(video=video, label=label, split=split)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -176,16 +171,22 @@ def _table_row(
     split = split_of(split_text) if split_text else None
     if split_text and split is None:
         _refuse(table, number, f"split is {split_text!r}, allowed are train, val and test")
-    group = found.group or row.get("group") or None if group_column is None else row[group_column]
     start, end = (None, None) if found.is_cut else _times(table, number, row)
-    return _row_of(
-        found.video,
+    return LabelledRow(
+        video=found.video,
         label=str(label),
         split=split,
-        group=None if group is None else str(group),
+        group=_group(row, group_column, found),
         start_seconds=start,
         end_seconds=end,
     )
+
+
+def _group(row: dict[str, Any], group_column: str | None, found: _TableVideo) -> str | None:
+    if group_column is not None:
+        return str(row[group_column])
+    group = found.group or row.get("group")
+    return str(group) if group else None
 
 
 def _times(table: Location, number: int, row: dict[str, Any]) -> tuple[float | None, float | None]:
@@ -228,7 +229,7 @@ def _read_list(place: Location, video_root: Location) -> list[LabelledRow]:
     name = _LIST_NAME.search(place.path)
     split = split_of(name[1]) if name else None
     return [
-        _row_of(index.find(path), label=label, split=split)
+        LabelledRow(video=index.find(path), label=label, split=split)
         for path, label in _list_lines(place, read_bytes(place).decode("utf-8-sig"))
     ]
 
