@@ -124,12 +124,12 @@ def _read_table(table: Location, video_root: Location, group_column: str | None)
         raise UsageError(f"no row in {table.uri}")
     columns = set(rows[0])
     if group_column is not None and group_column not in columns:
-        raise UsageError(f"--group-column {group_column}: {table.uri} has no such column, only {_named(columns)}")
+        raise UsageError(f"--group-column {group_column}: {table.uri} has no such column, only {_join(columns)}")
     file_column = next((name for name in _FILE_COLUMNS if name in columns), None)
     if "label" not in columns or ("uri" not in columns and file_column is None):
         raise UsageError(
             f"{table.uri} needs a column 'label', and 'uri' or one of {', '.join(_FILE_COLUMNS)}; "
-            f"found {_named(columns)}"
+            f"found {_join(columns)}"
         )
     if "uri" in columns:
         videos = _videos_by_uri(table, rows)
@@ -215,7 +215,7 @@ def _refuse(table: Location, number: int, why: str) -> NoReturn:
     raise UsageError(f"row {number} of {table.uri}: {why}")
 
 
-def _named(columns: set[str]) -> str:
+def _join(columns: set[str]) -> str:
     return ", ".join(sorted(map(str, columns)))
 
 
@@ -224,7 +224,7 @@ def _named(columns: set[str]) -> str:
 
 def _read_list(place: Location, video_root: Location) -> list[LabelledRow]:
     """Lines like ``Archery/v_Archery_g08_c01.avi 3``: a path below the videos' folder and, in training lists, a class
-    number, which says the same as the folder."""
+    number, which the folder's name makes superfluous."""
     index = VideoIndex(video_root)
     name = _LIST_NAME.search(place.path)
     split = split_of(name[1]) if name else None

@@ -1,7 +1,8 @@
-"""From sources to the rows to process: one per video, sorted, none twice."""
+"""Lists sources (folders, globs, single objects, manifest files): one row per video, sorted, none twice."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidray.errors import RunError, UsageError
-from vidray.sources.manifest_file import ManifestRecord, add_manifest, add_records, is_manifest
+from vidray.sources.manifest_file import ManifestRecord, is_manifest, read_manifest
 from vidray.sources.patterns import VIDEO_EXTENSIONS, FileFilter, GlobMatches, VideosOnly
-from vidray.sources.rows import MANIFEST_SCHEMA, RowCollector, spell
+from vidray.sources.rows import MANIFEST_SCHEMA, RowCollector, spawn_lookups, spell
 from vidray.sources.task_pool import TaskPool
 from vidray.sources.walk import Walk
 from vidray.sources.walk_fsspec import FsspecWalk
@@ -26,10 +27,10 @@ from vidray.storage.versions import version_at
 __all__ = ["MANIFEST_SCHEMA", "VIDEO_EXTENSIONS", "list_folder", "list_records", "list_sources"]
 
 _NUM_THREADS = 16
+_RECORDS_PER_STEP = 10_000
 _ROWS_PER_SLICE = 1_000_000
-_MAGIC = re.compile(r"[*?\[]")
+_WILDCARD = re.compile(r"[*?\[]")
 _WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
-_ROWS = "rows of a manifest"
 _WALKS: dict[str, type[Walk]] = {"local": LocalWalk, "s3": S3Walk}
 """Which walk lists the files below a folder of each kind of location; `FsspecWalk` does for all others."""
 
@@ -58,7 +59,7 @@ def list_sources(
         UsageError: a source does not exist, holds nothing, or cannot be listed as asked.
         RunError: a store failed while it was listed. There is no partial listing.
     """
-    listings = [(source, partial(_start, locate(source), source.endswith("/"))) for source in sources]
+    listings = [(source, partial(_start, locate(source), is_folder=source.endswith("/"))) for source in sources]
     return _list(listings, num_threads=num_threads, on_progress=on_progress)
 
 
@@ -78,7 +79,7 @@ def _list(
     num_threads: int = _NUM_THREADS,
     on_progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
-    """Runs listings, each with the name that messages give it, one after the other."""
+    """Runs listings one after the other. Each comes with the name that messages give it."""
     rows = RowCollector()
     report = (lambda: on_progress(rows.num_rows)) if on_progress else (lambda: None)
     for source, start in listings:
@@ -104,15 +105,14 @@ def _collect(source: str, start: _Start, rows: RowCollector, num_threads: int, r
         raise UsageError(f"nothing found in {source!r}: looked for {looked_for}{others}")
 
 
-def _start(place: Location, is_folder: bool, rows: RowCollector, tasks: TaskPool) -> str:
+def _start(place: Location, rows: RowCollector, tasks: TaskPool, *, is_folder: bool) -> str:
     if _is_glob(place):
         return _start_glob(place, rows, tasks)
     if is_manifest(place):
-        add_manifest(place, rows, tasks)
-        return _ROWS
+        return _start_records(read_manifest(place), rows, tasks)
     version = None if is_folder else version_at(place)
     if version is None:
-        return _start_folder(place, rows, tasks)
+        return f"an object of this name, or {_start_folder(place, rows, tasks)}"
     uri, path = spell(place.uri)
     rows.add([uri], [version], paths=[path])
     return "an object of this name"
@@ -120,18 +120,26 @@ def _start(place: Location, is_folder: bool, rows: RowCollector, tasks: TaskPool
 
 def _start_folder(folder: Location, rows: RowCollector, tasks: TaskPool) -> str:
     _walk(folder, VideosOnly(), rows, tasks)
-    return f"an object of this name, or a folder with names that end in {' '.join(sorted(VIDEO_EXTENSIONS))}"
+    return f"a folder with names that end in {' '.join(sorted(VIDEO_EXTENSIONS))}"
 
 
 def _start_records(records: Iterator[ManifestRecord], rows: RowCollector, tasks: TaskPool) -> str:
-    add_records(records, rows, tasks)
-    return _ROWS
+    while chunk := list(itertools.islice(records, _RECORDS_PER_STEP)):
+        known = [record for record in chunk if record.etag is not None]
+        unknown = [record for record in chunk if record.etag is None]
+        rows.add(
+            [record.place.uri for record in known],
+            [(record.size_bytes, record.etag) for record in known],
+            labels=[record.label for record in known],
+        )
+        spawn_lookups([record.place for record in unknown], rows, tasks, labels=[record.label for record in unknown])
+    return "rows of a manifest"
 
 
 def _start_glob(place: Location, rows: RowCollector, tasks: TaskPool) -> str:
-    magic = _MAGIC.search(place.path) if place.kind != "http" else re.search(r"\*", place.path)
-    assert magic is not None
-    base, _, name_start = place.path[: magic.start()].rpartition("/")
+    wildcard = _WILDCARD.search(place.path) if place.kind != "http" else re.search(r"\*", place.path)
+    assert wildcard is not None
+    base, _, name_start = place.path[: wildcard.start()].rpartition("/")
     try:
         keep = GlobMatches(place.path[len(base) + 1 :])
     except ValueError as error:
@@ -148,12 +156,12 @@ def _walk(folder: Location, keep: FileFilter, rows: RowCollector, tasks: TaskPoo
 
 
 def _is_glob(place: Location) -> bool:
-    """True if the path has wildcards, and nothing of that very name exists."""
-    if place.kind not in ("local", "http") and _MAGIC.search(split_bucket(place.path.lstrip("/"))[0]):
+    """True if the path has wildcards, and no object or folder has exactly this name."""
+    if place.kind not in ("local", "http") and _WILDCARD.search(split_bucket(place.path.lstrip("/"))[0]):
         raise UsageError(f"{place.uri!r} has a wildcard in the bucket's name; allowed are wildcards after it")
     if place.kind == "http":  # there, ? starts a query
         return "*" in place.path
-    return _MAGIC.search(place.path) is not None and not _exists(place)
+    return _WILDCARD.search(place.path) is not None and not _exists(place)
 
 
 def _exists(place: Location) -> bool:

@@ -1,10 +1,9 @@
-"""Reads table files, manifests among them: CSV, JSON lines or Parquet, with a column ``uri``."""
+"""Reads manifests and other table files: CSV, JSON lines or Parquet."""
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidray.errors import UsageError
-from vidray.sources.rows import RowCollector, spawn_lookups
-from vidray.sources.task_pool import TaskPool
 from vidray.storage.location import Location, locate
 from vidray.storage.retry import describe, is_access_denied, with_retries
 from vidray.storage.versions import unquote_etag
@@ -25,23 +22,27 @@ from vidray.storage.versions import unquote_etag
 _EXTENSIONS = (".csv", ".jsonl", ".ndjson", ".parquet")
 _COLUMNS = ("uri", "size_bytes", "etag", "label")
 """The columns of a manifest that count; all but the first may be missing."""
-_RECORDS_PER_STEP = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ManifestRecord:
-    """What one row of a manifest says."""
+    """One row of a manifest, parsed."""
 
     place: Location
     size_bytes: int | None
     etag: str | None
-    """None: it does not say, so the object has to be looked up."""
+    """None: the manifest has none, so the object is looked up."""
     label: str | None
 
 
 def is_manifest(place: Location) -> bool:
     """True if the name is that of a manifest, and it is no local folder."""
     return _extension(place) in _EXTENSIONS and not (place.kind == "local" and os.path.isdir(place.path))
+
+
+def read_manifest(manifest: Location) -> Iterator[ManifestRecord]:
+    """The records of a manifest file. Raises UsageError as `read_rows` and `parse_records` do."""
+    return parse_records(manifest, read_rows(manifest, _COLUMNS))
 
 
 def read_rows(manifest: Location, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -78,7 +79,7 @@ def read_bytes(place: Location) -> bytes:
 
 
 def parse_records(manifest: Location, rows: Iterable[dict[str, Any]]) -> Iterator[ManifestRecord]:
-    """What the rows of a manifest say; relative URIs start at its folder.
+    """Parses the rows of a manifest; relative URIs start at its folder.
 
     Raises:
         UsageError: there is no column ``uri``, or a row cannot be understood; the message says which.
@@ -90,24 +91,6 @@ def parse_records(manifest: Location, rows: Iterable[dict[str, Any]]) -> Iterato
             yield _parse_record(manifest, row)
         except (ValueError, KeyError, TypeError, UsageError) as error:
             raise UsageError(f"row {number} of the manifest {manifest.uri}: {error}") from error
-
-
-def add_manifest(manifest: Location, rows: RowCollector, tasks: TaskPool) -> None:
-    """Adds the rows of a manifest. Raises UsageError as `read_rows` and `parse_records` do."""
-    add_records(parse_records(manifest, read_rows(manifest, _COLUMNS)), rows, tasks)
-
-
-def add_records(records: Iterator[ManifestRecord], rows: RowCollector, tasks: TaskPool) -> None:
-    """Adds a manifest's records as rows. Those without an etag are looked up, on the threads of ``tasks``."""
-    while chunk := list(itertools.islice(records, _RECORDS_PER_STEP)):
-        known = [record for record in chunk if record.etag is not None]
-        unknown = [record for record in chunk if record.etag is None]
-        rows.add(
-            [record.place.uri for record in known],
-            [(record.size_bytes, record.etag) for record in known],
-            labels=[record.label for record in known],
-        )
-        spawn_lookups([record.place for record in unknown], rows, tasks, labels=[record.label for record in unknown])
 
 
 def _extension(place: Location) -> str:

@@ -1,4 +1,4 @@
-"""Which files count as videos: those with a video's extension in a folder, all that match in a glob."""
+"""Which files count as videos: in a folder by their extension, with a glob all that match."""
 
 from __future__ import annotations
 
@@ -8,31 +8,13 @@ from typing import Protocol
 from fsspec.utils import glob_translate
 
 VIDEO_EXTENSIONS = frozenset(
-    [
-        ".3g2",
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".m2ts",
-        ".m4v",
-        ".mj2",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-    ]
+    {".3g2", ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mj2", ".mkv", ".mov"}
+    | {".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
-"""Names that count as videos in a folder, whatever their case. A glob, a manifest or a single URI takes any name."""
+"""Extensions that count as videos in a folder, in any case. A glob, a manifest or a single URI takes any name."""
 
 _HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:_runs|_train)/)")
-"""A part that starts with a dot, other than the keys' parts ``.`` and ``..``; and what vidray itself writes."""
+"""A name that starts with a dot (other than ``.`` and ``..``, which keys may hold), or a folder that vidray writes."""
 _ENDINGS = tuple(VIDEO_EXTENSIONS)
 
 

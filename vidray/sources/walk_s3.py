@@ -1,9 +1,9 @@
-"""Lists an S3 bucket with many requests at once, whatever its keys look like.
+"""Pages through an S3 bucket with many requests at once, whatever its keys look like.
 
-S3 lists in the order of the keys, 1,000 per request, and a page tells where the next one starts, so that a million
-objects are a thousand requests one after the other. But a listing may start after *any* string: while threads are idle,
-a walk over the keys in (low, high] hands the upper part, (middle, high], to another one. The guess of the middle need
-not be good; an empty part costs one request.
+S3 lists keys in order, 1,000 per page, and only a page says where the next one starts: a million objects would be a
+thousand requests one after the other. But a listing may start after *any* string. So while threads are idle, a walk
+over the keys in (low, high] hands the upper range, (middle, high], to another thread. The guess of the middle need not
+be good; an empty range costs one request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vidray.storage.retry import with_retries
 from vidray.storage.versions import etag_of
 
 _LAST_CHAR = 0x7F
-"""Guesses stay below the end of ASCII: they only have to be valid strings, and names are ASCII mostly."""
+"""Guesses stay within ASCII: any valid string will do, and most names are ASCII."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class S3Walk(Walk):
             self.tasks.spawn(self._walk_range, "", None)
 
     def _walk_range(self, low: str, high: str | None) -> None:
-        """Lists the keys above ``low`` up to and with ``high`` (None: to the end), giving parts away."""
+        """Lists the keys above ``low`` up to and with ``high`` (None: to the end), giving ranges away."""
         while True:
             page = self._page(StartAfter=low) if low else self._page()
             objects = page.get("Contents", [])
@@ -69,7 +69,7 @@ class S3Walk(Walk):
             high = self._give_away(low, high)
 
     def _give_away(self, low: str, high: str | None) -> str | None:
-        """Spawns walks over upper parts of (low, high], one per idle thread; returns what ``high`` is now."""
+        """Spawns walks over upper ranges of (low, high], one per idle thread; returns the new ``high``."""
         for _ in range(self.tasks.num_idle):
             middle = middle_key(low, high, common=len(self.prefix))
             if middle is None:
@@ -79,7 +79,7 @@ class S3Walk(Walk):
         return high
 
     def _walk_in_turn(self) -> None:
-        """Lists page by page, for stores that cannot do better."""
+        """Lists page after page, for stores that cannot start after a key."""
         page = self._page()
         self._add(page.get("Contents", []))
         while page.get("IsTruncated"):
@@ -93,7 +93,7 @@ class S3Walk(Walk):
 
     def _add(self, objects: list[dict[str, Any]]) -> None:
         start = len(self.folder_key)
-        files = [entry for entry in objects if not entry["Key"].endswith("/")]  # others are marks of empty folders
+        files = [entry for entry in objects if not entry["Key"].endswith("/")]  # others mark empty folders
         kept = [entry for entry in files if self.keep.keeps(entry["Key"][start:])]
         self.rows.skip(len(files) - len(kept))
         root = f"{self.folder.root}{self.bucket}/"

@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from vidray.errors import UsageError
 from vidray.storage.location import Location
@@ -73,9 +74,8 @@ def _download(folder: Location, files: list[_File], target: str) -> None:
 
 
 def _download_file(folder: Location, name: str, size: int | None, target: str) -> None:
-    get: Callable[[], None] = lambda: folder.fs.get_file(folder.join(name), target)  # noqa: E731
     try:
-        with_retries(get)
+        with_retries(partial(folder.fs.get_file, folder.join(name), target))
     except Exception as error:
         raise UsageError(f"cannot read {folder.uri_of(folder.join(name))}: {describe(error)}") from error
     if size is not None and os.path.getsize(target) != size:
@@ -85,6 +85,6 @@ def _download_file(folder: Location, name: str, size: int | None, target: str) -
 def _rename_unless_there(temporary: str, target: str) -> None:
     try:
         os.rename(temporary, target)
-    except OSError as error:  # another process was faster; its copy is of the same version
+    except OSError as error:  # another process was faster, with a copy of the same version
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise

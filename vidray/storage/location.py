@@ -40,7 +40,7 @@ _KINDS: dict[str, Kind] = {
     "memory": "memory",
 }
 _OTHERS = ("dbfs", "ftp", "hdfs", "hf", "oci", "oss", "r2", "sftp", "smb", "ssh", "webhdfs")
-"""Passed to fsspec as they are. Chaining ones (``zip``, ``simplecache``, ...) are left out on purpose."""
+"""Protocols that fsspec handles. Chaining ones (``zip``, ``simplecache``, ...) are left out on purpose."""
 _CANONICAL = {"s3a": "s3", "gcs": "gs"}
 _EXTRAS = {"s3": "vidray[s3]", "gcs": "vidray[gcs]", "azure": "vidray[azure]", "http": "fsspec[http]"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -178,9 +178,9 @@ def _settings(kind: Kind) -> dict[str, Any]:
 def _tune_s3(fs: Any) -> None:
     from aiobotocore.session import AioSession
 
-    # botocore and vidray.storage.retry retry already; three loops in one another would wait for minutes.
+    # botocore and vidray.storage.retry retry already; three nested loops would wait for minutes.
     fs.retries = 1
-    # A page of 1,000 keys takes botocore 55 ms, 40 of them in dateutil, which reads the dates.
+    # A page of 1,000 keys takes botocore 55 ms, 40 of them in dateutil's date parser.
     fs.session = AioSession(**fs.kwargs)
     fs.session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_timestamp)
 
@@ -188,7 +188,7 @@ def _tune_s3(fs: Any) -> None:
 def _parse_timestamp(value: Any) -> datetime.datetime:
     try:
         return datetime.datetime.fromisoformat(value)
-    except (TypeError, ValueError):  # other services, and headers, write dates in other ways
+    except (TypeError, ValueError):  # other services, and headers, write dates differently
         from botocore.utils import parse_timestamp
 
         return parse_timestamp(value)

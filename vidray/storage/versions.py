@@ -1,4 +1,4 @@
-"""Which version of an object is there: its size, and an etag that changes when the object does."""
+"""Versions of objects: a size, and an etag that changes when the object does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vidray.storage.location import Location, split_bucket
 from vidray.storage.retry import is_access_denied, with_retries
 
 Version = tuple[int | None, str | None]
-"""(size_bytes, etag). Each is None where the store does not tell it, both where there is no such object."""
+"""(size_bytes, etag). What the store does not tell is None; both are where there is no such object."""
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
@@ -41,7 +41,7 @@ def version_at(place: Location) -> Version | None:
 
 
 def local_version(path: str) -> Version:
-    """A local file's size and etag; (None, None) if there is none, or its folder lets nobody look."""
+    """A local file's size and etag; (None, None) if there is none, or its folder may not be read."""
     try:
         status = os.stat(path)
     except OSError as error:
