@@ -1,12 +1,15 @@
-"""File systems as tests need them, and names that stores must take literally."""
+"""Stores as tests need them: file systems, versions, and names that must be taken literally."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import fsspec
+import pytest
 
 from vidray.storage.location import locate
+from vidray.storage.versions import version_at
+from vidray.types import VideoRef
 
 STRANGE_NAMES = [
     "a b.mp4",
@@ -22,8 +25,24 @@ STRANGE_NAMES = [
     "+&.mp4",
 ]
 
+_STORES = ["local", "s3", "azure", "memory"]
+on_every_store = pytest.mark.parametrize("folder", _STORES, indirect=True)
+on_remote_stores = pytest.mark.parametrize("folder", _STORES[1:], indirect=True)
+
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec file system of a URI, local ones too, and the path on it."""
     place = locate(uri)
     return place.fs or fsspec.filesystem("file"), place.path
+
+
+def ref_of(uri: str) -> VideoRef:
+    """The object as a listing would name it now."""
+    size, etag = version_at(locate(uri)) or (None, None)
+    return VideoRef(uri=uri, size_bytes=size, etag=etag)
+
+
+def overwrite(folder: str, name: str, data: bytes) -> None:
+    """Replaces an object as somebody else would."""
+    fs, path = filesystem(folder)
+    fs.pipe_file(f"{path}/{name}", data)
