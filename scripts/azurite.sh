@@ -15,7 +15,7 @@ install() {
 
 case "${1:-}" in
     install) install ;;
-    test) install; exec python -m pytest -k azure tests/test_storage.py tests/test_manifest.py ;;
+    test) install; exec python -m pytest -k azure tests/storage tests/sources ;;
     start) install; exec node_modules/.bin/azurite-blob --blobHost 127.0.0.1 --inMemoryPersistence --skipApiVersionCheck ;;
     *) echo "usage: scripts/azurite.sh install|test|start" >&2; exit 2 ;;
 esac

@@ -30,7 +30,7 @@ def s3_server() -> Iterator[servers.Server]:
 @pytest.fixture
 def s3_bucket(s3_server: servers.Server) -> str:
     """The URI (``s3://name``) of a new, empty bucket."""
-    from vidray.storage.location import filesystem
+    from tests.support.stores import filesystem
 
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     fs, _ = filesystem(f"s3://{name}")
@@ -53,7 +53,7 @@ def azure_server() -> Iterator[servers.Server]:
 @pytest.fixture
 def azure_container(azure_server: servers.Server) -> str:
     """The URI (``az://name``) of a new, empty container."""
-    from vidray.storage.location import filesystem
+    from tests.support.stores import filesystem
 
     name = f"container-{uuid.uuid4().hex[:12]}"
     fs, _ = filesystem(f"az://{name}")

@@ -24,12 +24,15 @@ LAYERS = [
 """Ground first, entry points last. A module imports from the layers before its own, or from its own package."""
 
 ORDER = {
-    "storage": ["location", "retry", "fetch", "store", "localize", "lease"],
+    "storage": ["retry", "location", "versions", "fetch", "store", "localize", "lease"],
     "video": [
         *("sampling", "byte_sources", "geometry", "random_crops"),
         *("packet_index", "frame_selector", "frame_converters", "decoder", "views"),
     ],
-    "sources": ["listing", "listing_s3", "patterns", "manifest_file", "manifest", "splits", "label_sources", "labels"],
+    "sources": [
+        *("patterns", "task_pool", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),
+        *("manifest_file", "manifest", "splits", "label_sources", "labels"),
+    ],
     "sandbox": ["protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "convert"],
     "scoring": [
@@ -56,6 +59,13 @@ ONLY_IN = {
     "av": {"video.decoder", "cli.demo"},  # the demo also makes videos
     "duckdb": {"scoring.history", "scoring.accounting", "cli.demo"},
 }
+
+
+LOCATED_IN = {
+    *("checkpoints.resolve", "sources.labels", "sources.manifest", "sources.manifest_file"),
+    *("storage.fetch", "storage.store"),
+}
+"""Where a URI is parsed, once; what these modules call takes the `Location`."""
 
 
 def modules() -> dict[str, Path]:
@@ -131,6 +141,12 @@ def test_each_heavy_library_has_its_place(module):
     tops = {name.split(".")[0] for name in imports_of(modules()[module])}
     for library, places in ONLY_IN.items():
         assert library not in tops or module in places, f"{module} imports {library}; only {sorted(places)} may"
+
+
+def test_a_uri_is_parsed_where_it_comes_in():
+    assert {
+        name for name, path in modules().items() if "vidray.storage.location.locate" in imports_of(path)
+    } == LOCATED_IN
 
 
 def test_training_and_scoring_never_import_each_other():

@@ -422,7 +422,18 @@ def test_weights_that_changed_after_planning_are_not_scored_with(folder: Path) -
         load_model(checkpoint)
 
 
-@pytest.mark.parametrize("location", ["", "no/such/folder", "./nowhere", "nowhere", "/nowhere", "a b/c"])
+def test_a_local_folder_is_not_copied(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIDRAY_CACHE", str(tmp_path / "cache"))
+    for location in (str(folder), f"{folder}/", f"file://{folder}"):
+        checkpoint = read_checkpoint(location)
+        assert (checkpoint.folder, checkpoint.location) == (str(folder), str(folder))
+    assert not (tmp_path / "cache").exists()
+
+
+NOWHERE = ["", "no/such/folder", "./nowhere", "nowhere", "/nowhere", "a b/c", "file:///nowhere"]
+
+
+@pytest.mark.parametrize("location", NOWHERE)
 def test_what_is_neither_folder_nor_hub_id_is_refused(location: str) -> None:
     with pytest.raises(UsageError, match="org/name"):
         read_checkpoint(location)

@@ -238,7 +238,7 @@ def test_a_hostile_file_reads_no_other_file_and_fails_as_a_row(tmp_path, model, 
 
 def test_a_bucket_on_s3_with_the_model_and_the_output_there_too(tmp_path, model, s3_bucket):
     """The command as in the README, in a process of its own, twice: the second has nothing to do."""
-    from vidray.storage.location import filesystem
+    from tests.support.stores import filesystem
 
     fs, _ = filesystem(s3_bucket)
     name = s3_bucket.removeprefix("s3://")
@@ -269,7 +269,7 @@ def test_a_bucket_on_s3_with_the_model_and_the_output_there_too(tmp_path, model,
 
 
 def test_a_bucket_on_azure(tmp_path, model, azure_container):
-    from vidray.storage.location import filesystem
+    from tests.support.stores import filesystem
 
     fs, _ = filesystem(azure_container)
     name = azure_container.removeprefix("az://")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import functools
+import http.server
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.stores import filesystem
 from vidray.errors import UsageError
 from vidray.sources.labels import LABELLED_SCHEMA, LabelledManifest, LabelSource, load_for_evaluation, load_labelled
-from vidray.storage.location import filesystem
 
 ODD_LABELS = ("Größe 大", "a b", "cup\\half", "x#y?z&=1%20")
 
@@ -203,6 +207,37 @@ def test_a_group_regex_keeps_scenes_together(tmp_path: Path) -> None:
     assert not parts[0] & parts[1]
 
 
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The address of a web server that shows ``tmp_path``, and the requests that it got, as ``GET /name``."""
+    requests: list[str] = []
+
+    class Recorder(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            requests.append(f"{self.command} {self.path}")
+
+    handler = functools.partial(Recorder, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
+        server.shutdown()
+
+
+@pytest.mark.parametrize("extension", ["csv", "parquet"])
+def test_a_table_is_downloaded_once(tmp_path: Path, served: tuple[str, list[str]], extension: str) -> None:
+    address, requests = served
+    rows = [{"uri": touch(tmp_path / f"{i}.mp4").name, "label": "ab"[i % 2]} for i in range(4)]
+    path = tmp_path / f"labels.{extension}"
+    if extension == "csv":
+        path.write_text("uri,label\n" + "".join(f"{row['uri']},{row['label']}\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    table = load(f"{address}/{path.name}").table
+    assert table["uri"].to_pylist() == [f"{address}/{i}.mp4" for i in range(4)]
+    assert table["size_bytes"].to_pylist() == [5] * 4
+    assert [request for request in requests if path.name in request] == [f"GET /{path.name}"]
+
+
 def test_labelled_videos_on_an_object_store(s3_bucket: str) -> None:
     fs, root = filesystem(s3_bucket)
     for label in ("jump", "größe / no"):
@@ -211,6 +246,13 @@ def test_labelled_videos_on_an_object_store(s3_bucket: str) -> None:
     manifest = load(f"{s3_bucket}/set")
     assert manifest.labels == ("größe_no", "jump")
     assert all(uri.startswith(f"{s3_bucket}/set/") for uri in manifest.table["uri"].to_pylist())
+
+
+def test_a_manifest_of_an_earlier_version_can_be_read(tmp_path: Path) -> None:
+    """The key in the file's metadata is part of the format, wherever the module that reads it may move."""
+    manifest = load(by_class(tmp_path))
+    metadata = pq.read_schema(pa.BufferReader(manifest.to_parquet())).metadata
+    assert json.loads(metadata[b"vidray.labels"]) == ["jump", "run"]
 
 
 def test_evaluation_takes_every_row_and_the_models_label_order(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Stores for tests, each a real server in a process of its own on a free loopback port.
 
-Run as a script (``python tests/servers.py``) it is the S3 server: it prints its port and ends when its input does.
+Run as a script (``python tests/support/servers.py``) it is the S3 server: it prints its port, and ends when its input
+does.
 """
 
 from __future__ import annotations

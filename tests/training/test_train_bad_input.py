@@ -91,7 +91,7 @@ def video_without_label(source: Path) -> None:
         (missing, "source"),
         (one_class, "have the label 'left'; at least two are needed"),
         (class_with_one_video, "'right' (1 videos). Training and validation need at least one group each; add videos"),
-        (unknown_label_in_validation, "the training part does not know these labels: 'up' (2 in val)"),
+        (unknown_label_in_validation, "the training split does not know these labels: 'up' (2 in val)"),
         (no_training_part, "at least two"),
         (video_without_label, "lies in no folder that names its label"),
     ],

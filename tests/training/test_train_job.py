@@ -253,7 +253,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_command_trains_on_an_s3_store_and_evaluates(few, model, s3_bucket, tmp_path, capsys):
-    from vidray.storage.location import filesystem
+    from tests.support.stores import filesystem
 
     fs, root = filesystem(s3_bucket)
     fs.put(str(few) + "/", f"{root}/videos/", recursive=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vidray.checkpoints import resolve as hub
+from vidray.checkpoints.resolve import resolve_checkpoint
 from vidray.errors import UsageError
 from vidray.models.families import Family, find_family
 from vidray.models.processors import PROCESSOR_FILES, check_view, pick_processor, read_view
@@ -111,7 +111,7 @@ def read_checkpoint(location: str, *, require_head: bool = True) -> Checkpoint:
     Raises:
         UsageError: not found, not a video classifier, or its files are missing, damaged or at odds.
     """
-    found = hub.bring(str(location))
+    found = resolve_checkpoint(str(location))
     folder = Path(found.folder)
     config = _read_json(folder / "config.json", found.location)
     family = find_family(config.get("model_type"))

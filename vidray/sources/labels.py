@@ -1,10 +1,10 @@
-"""Labelled videos: which label each has, and whether it trains, validates or tests.
+"""Loads labelled videos: which label each has, and whether it trains, validates or tests.
 
     manifest = load_labelled(LabelSource(source=("s3://bucket/ucf101",)))
     manifest.labels                 # ("ApplyEyeMakeup", "ApplyLipstick", ...), sorted
     manifest.indices("val")         # rows of manifest.table that validate
 
-Everything that can be wrong with a source is said here, before any GPU is asked for.
+`label_sources` parses each kind of source. What cannot be trained with is refused here, before any GPU is asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from vidray.errors import UsageError
 from vidray.sources.label_sources import LabelledRow, read_source
 from vidray.sources.splits import SPLITS, UCF101_GROUP, choose_validation, compile_group_regex, group_of
+from vidray.storage.location import locate
 
 LABELLED_SCHEMA = pa.schema(
     [
@@ -38,30 +39,31 @@ LABELLED_SCHEMA = pa.schema(
         ("end_seconds", pa.float64()),
     ]
 )
-"""One row per labelled clip. ``path``: see `vidray.sources.listing.MANIFEST_SCHEMA`. ``label_id``: the label's place
+"""One row per labelled clip. ``path``: see `vidray.sources.rows.MANIFEST_SCHEMA`. ``label_id``: the label's place
 among the labels. ``split``: train, val or test. Rows of one ``group`` are never on two sides of a split made here.
 ``start_seconds``, ``end_seconds``: the part of the file that the label is about; null: from its start, to its end."""
 
-_LABELS_KEY = b"vidray.sources.labels"
+_LABELS_KEY = b"vidray.labels"
+"""Of the Parquet file's metadata. Runs of earlier versions left files with this key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSource:
-    """Where labelled videos are, and how a validation part is split off if there is none."""
+    """Where labelled videos are, and how a validation split is made if there is none."""
 
     source: tuple[str, ...]
     """Each one of: a folder with a folder per label (perhaps below train/, val/, test/); a table (.csv, .jsonl,
     .parquet) with `uri` and `label`, or with `label` and `youtube_id` or `file`; a UCF101 list (trainlist01.txt)."""
     video_root: str | None = None
-    """Folder of the videos that a table with `file` or `youtube_id`, or a UCF101 list, speaks of.
+    """Folder of the videos that a table with `file` or `youtube_id`, or a UCF101 list, names.
     Default: the folder that the table or list is in."""
     group_regex: str | None = None
-    """What stands in this regular expression's first group (or matches it all) is the group of a URI.
+    """Regular expression that finds a video's group in its URI: its first group, or the whole match without one.
     Default: UCF101's names, v_Label_gNN_cNN; other videos are groups of their own."""
     group_column: str | None = None
     """Column of the table that names the group."""
     validation_share: float = 0.1
-    """Share of the training videos that is split off where no source has a validation part."""
+    """Share of the training videos that is split off where no source has a validation split."""
     seed: int = 0
     """Decides which groups are split off."""
 
@@ -135,11 +137,11 @@ class LabelledManifest:
 
 
 def load_labelled(source: LabelSource) -> LabelledManifest:
-    """What to train with: every row in ``train``, ``val`` or ``test``, with a validation part in any case.
+    """What to train with: every row is in ``train``, ``val`` or ``test``, and ``val`` is never empty.
 
     Raises:
-        UsageError: nothing is there, a label is missing or is the only one, a label has too few videos to split a
-            validation part off, or a label of another part has no training video.
+        UsageError: nothing is there, a label is missing or is the only one, a label has too few videos to split some
+            off for validation, or a label of another split has no training video.
         RunError: a store failed while it was listed.
     """
     rows = _load_rows(source)
@@ -152,7 +154,7 @@ def load_labelled(source: LabelSource) -> LabelledManifest:
 
 
 def load_for_evaluation(source: LabelSource, labels: Sequence[str]) -> LabelledManifest:
-    """What to evaluate a model with that knows ``labels``. Nothing is split off: rows without a part are ``test``.
+    """What to evaluate a model with that knows ``labels``. Nothing is split off: rows without a split are ``test``.
 
     Raises:
         UsageError: nothing is there, a label is missing, or it is not one of ``labels``.
@@ -165,10 +167,12 @@ def load_for_evaluation(source: LabelSource, labels: Sequence[str]) -> LabelledM
 
 def _load_rows(source: LabelSource) -> list[LabelledRow]:
     pattern = UCF101_GROUP if source.group_regex is None else compile_group_regex(source.group_regex)
+    places = [locate(one) for one in source.source]
+    video_root = locate(source.video_root) if source.video_root else None
     rows = [
-        row if row.group is not None else row.with_group(group_of(row.uri, pattern))
-        for one in source.source
-        for row in read_source(one, video_root=source.video_root, group_column=source.group_column)
+        row if row.group is not None else row.with_group(group_of(row.video.uri, pattern))
+        for place in places
+        for row in read_source(place, video_root=video_root, group_column=source.group_column)
     ]
     if not rows:
         raise UsageError(f"no labelled video in {', '.join(source.source)}")
@@ -176,14 +180,14 @@ def _load_rows(source: LabelSource) -> list[LabelledRow]:
 
 
 def _without_doubles(rows: list[LabelledRow]) -> list[LabelledRow]:
-    """One row per clip; the same clip under two labels or in two parts is an error. ``rows`` are sorted by key."""
+    """One row per clip; the same clip under two labels or in two splits is an error. ``rows`` are sorted by key."""
     kept: list[LabelledRow] = []
     for row in rows:
         if kept and kept[-1].key == row.key:
             first = kept[-1]
             if (first.label, first.split) != (row.label, row.split):
                 both = " and as ".join(f"{r.label!r}{f' in {r.split}' if r.split else ''}" for r in (first, row))
-                raise UsageError(f"{row.uri} is listed twice, as {both}")
+                raise UsageError(f"{row.video.uri} is listed twice, as {both}")
         else:
             kept.append(row)
     return kept
@@ -195,7 +199,7 @@ def _check_training(rows: list[LabelledRow], labels: list[str]) -> None:
         raise UsageError(f"no training video among {len(rows)} rows: all are in {', '.join(sorted(counts))}")
     if len(labels) == 1:
         raise UsageError(f"all {counts['train']} training videos have the label {labels[0]!r}; at least two are needed")
-    _check_known(rows, labels, whose="the training part")
+    _check_known(rows, labels, whose="the training split")
 
 
 def _check_known(rows: list[LabelledRow], labels: Sequence[str], *, whose: str) -> None:
@@ -212,16 +216,19 @@ def _check_known(rows: list[LabelledRow], labels: Sequence[str], *, whose: str) 
 
 def _split_off(rows: list[LabelledRow], source: LabelSource) -> list[LabelledRow]:
     training = [row for row in rows if row.split == "train"]
-    groups = [row.group or row.uri for row in training]
+    groups = [row.group or row.video.uri for row in training]
     chosen = choose_validation(
         [row.label for row in training], groups, fraction=source.validation_share, seed=source.seed
     )
-    return [row.with_split("val") if row.split == "train" and (row.group or row.uri) in chosen else row for row in rows]
+    in_validation = {row.key for row, group in zip(training, groups, strict=True) if group in chosen}
+    return [row.with_split("val") if row.key in in_validation else row for row in rows]
 
 
 def _manifest(rows: list[LabelledRow], labels: Sequence[str]) -> LabelledManifest:
     ids = {label: i for i, label in enumerate(labels)}
-    columns = {name: [getattr(row, name) for row in rows] for name in LABELLED_SCHEMA.names if name != "label_id"}
+    columns = {name: [getattr(row.video, name) for row in rows] for name in ("uri", "path", "size_bytes", "etag")}
+    for name in ("label", "split", "group", "start_seconds", "end_seconds"):
+        columns[name] = [getattr(row, name) for row in rows]
     columns["label_id"] = [ids[row.label] for row in rows]
     arrays = [pa.array(columns[field.name], field.type) for field in LABELLED_SCHEMA]
     return LabelledManifest(table=pa.Table.from_arrays(arrays, schema=LABELLED_SCHEMA), labels=tuple(labels))

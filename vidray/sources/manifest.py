@@ -1,31 +1,45 @@
-"""From sources to the rows to process: one per video, sorted, none twice."""
+"""Lists sources (folders, globs, single objects, manifest files): one row per video, sorted, none twice."""
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidray.errors import RunError, UsageError
-from vidray.sources.listing import MANIFEST_SCHEMA, Rows, Tasks, spell, version_at, walk
-from vidray.sources.manifest_file import add_manifest, is_manifest
-from vidray.sources.patterns import VIDEO_EXTENSIONS, GlobMatches, VideosOnly
+from vidray.sources.manifest_file import ManifestRecord, is_manifest, read_manifest
+from vidray.sources.patterns import VIDEO_EXTENSIONS, FileFilter, GlobMatches, VideosOnly
+from vidray.sources.rows import MANIFEST_SCHEMA, RowCollector, spawn_lookups, spell
+from vidray.sources.task_pool import TaskPool
+from vidray.sources.walk import Walk
+from vidray.sources.walk_fsspec import FsspecWalk
+from vidray.sources.walk_local import LocalWalk
+from vidray.sources.walk_s3 import S3Walk
 from vidray.storage.location import Location, locate, split_bucket
 from vidray.storage.retry import describe, is_access_denied, with_retries
+from vidray.storage.versions import version_at
 
-__all__ = ["MANIFEST_SCHEMA", "VIDEO_EXTENSIONS", "list_sources"]
+__all__ = ["MANIFEST_SCHEMA", "VIDEO_EXTENSIONS", "list_folder", "list_records", "list_sources"]
 
+_NUM_THREADS = 16
+_RECORDS_PER_STEP = 10_000
 _ROWS_PER_SLICE = 1_000_000
-_MAGIC = re.compile(r"[*?\[]")
+_WILDCARD = re.compile(r"[*?\[]")
 _WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+_WALKS: dict[str, type[Walk]] = {"local": LocalWalk, "s3": S3Walk}
+"""Which walk lists the files below a folder of each kind of location; `FsspecWalk` does for all others."""
+
+_Start = Callable[[RowCollector, TaskPool], str]
+"""Spawns the tasks of a listing; returns what is looked for, in words."""
 
 
 def list_sources(
-    sources: Sequence[str], *, num_threads: int = 16, on_progress: Callable[[int], None] | None = None
+    sources: Sequence[str], *, num_threads: int = _NUM_THREADS, on_progress: Callable[[int], None] | None = None
 ) -> pa.Table:
     """Lists videos.
 
@@ -45,28 +59,39 @@ def list_sources(
         UsageError: a source does not exist, holds nothing, or cannot be listed as asked.
         RunError: a store failed while it was listed. There is no partial listing.
     """
-    tables: list[pa.Table] = []
-    num_before = 0
-    for source in sources:
-        rows = Rows()
-        _list_one(source, rows, num_threads, _reporter(on_progress, rows, num_before))
-        tables.append(rows.table())
-        num_before += rows.num_rows
-    return _merge(pa.concat_tables(tables or [MANIFEST_SCHEMA.empty_table()]))
+    listings = [(source, partial(_start, locate(source), is_folder=source.endswith("/"))) for source in sources]
+    return _list(listings, num_threads=num_threads, on_progress=on_progress)
 
 
-def _reporter(on_progress: Callable[[int], None] | None, rows: Rows, num_before: int) -> Callable[[], None]:
-    def report() -> None:
-        if on_progress is not None:
-            on_progress(num_before + rows.num_rows)
-
-    return report
+def list_folder(folder: Location) -> pa.Table:
+    """All videos below a folder; returns and raises what `list_sources` does."""
+    return _list([(folder.uri, partial(_start_folder, folder))])
 
 
-def _list_one(source: str, rows: Rows, num_threads: int, report: Callable[[], None]) -> None:
+def list_records(manifest: Location, records: Iterator[ManifestRecord]) -> pa.Table:
+    """What the records of a manifest name; returns and raises what `list_sources` does."""
+    return _list([(manifest.uri, partial(_start_records, records))])
+
+
+def _list(
+    listings: Sequence[tuple[str, _Start]],
+    *,
+    num_threads: int = _NUM_THREADS,
+    on_progress: Callable[[int], None] | None = None,
+) -> pa.Table:
+    """Runs listings one after the other. Each comes with the name that messages give it."""
+    rows = RowCollector()
+    report = (lambda: on_progress(rows.num_rows)) if on_progress else (lambda: None)
+    for source, start in listings:
+        _collect(source, start, rows, num_threads, report)
+    return _merge(rows.table())
+
+
+def _collect(source: str, start: _Start, rows: RowCollector, num_threads: int, report: Callable[[], None]) -> None:
+    num_rows, num_skipped = rows.num_rows, rows.num_skipped
     try:
-        with Tasks(num_threads) as tasks:
-            looked_for = _start(source, rows, tasks)
+        with TaskPool(num_threads) as tasks:
+            looked_for = start(rows, tasks)
             tasks.join(report)
             report()
     except (UsageError, RunError):
@@ -74,36 +99,69 @@ def _list_one(source: str, rows: Rows, num_threads: int, report: Callable[[], No
     except Exception as error:
         is_known = isinstance(error, FileNotFoundError | NotADirectoryError) or is_access_denied(error)
         raise (UsageError if is_known else RunError)(f"cannot list {source!r}: {describe(error)}") from error
-    if rows.num_rows == 0:
-        others = f"; {rows.num_skipped} other files are there" if rows.num_skipped else ""
+    if rows.num_rows == num_rows:
+        num_others = rows.num_skipped - num_skipped
+        others = f"; {num_others} other files are there" if num_others else ""
         raise UsageError(f"nothing found in {source!r}: looked for {looked_for}{others}")
 
 
-def _start(source: str, rows: Rows, tasks: Tasks) -> str:
-    """Spawns the listing of one source; returns what is looked for, in words."""
-    place = locate(source)
+def _start(place: Location, rows: RowCollector, tasks: TaskPool, *, is_folder: bool) -> str:
     if _is_glob(place):
-        _start_glob(place, rows, tasks)
-        return "files that match this pattern (`**` stands for any number of folders)"
+        return _start_glob(place, rows, tasks)
     if is_manifest(place):
-        add_manifest(place, rows, tasks)
-        return "rows of a manifest"
-    version = None if source.endswith("/") else version_at(place)
+        return _start_records(read_manifest(place), rows, tasks)
+    version = None if is_folder else version_at(place)
     if version is None:
-        walk(place, VideosOnly(), rows, tasks)
-        return f"an object of this name, or a folder with names that end in {' '.join(sorted(VIDEO_EXTENSIONS))}"
+        return f"an object of this name, or {_start_folder(place, rows, tasks)}"
     uri, path = spell(place.uri)
     rows.add([uri], [version], paths=[path])
     return "an object of this name"
 
 
+def _start_folder(folder: Location, rows: RowCollector, tasks: TaskPool) -> str:
+    _walk(folder, VideosOnly(), rows, tasks)
+    return f"a folder with names that end in {' '.join(sorted(VIDEO_EXTENSIONS))}"
+
+
+def _start_records(records: Iterator[ManifestRecord], rows: RowCollector, tasks: TaskPool) -> str:
+    while chunk := list(itertools.islice(records, _RECORDS_PER_STEP)):
+        known = [record for record in chunk if record.etag is not None]
+        unknown = [record for record in chunk if record.etag is None]
+        rows.add(
+            [record.place.uri for record in known],
+            [(record.size_bytes, record.etag) for record in known],
+            labels=[record.label for record in known],
+        )
+        spawn_lookups([record.place for record in unknown], rows, tasks, labels=[record.label for record in unknown])
+    return "rows of a manifest"
+
+
+def _start_glob(place: Location, rows: RowCollector, tasks: TaskPool) -> str:
+    wildcard = _WILDCARD.search(place.path) if place.kind != "http" else re.search(r"\*", place.path)
+    assert wildcard is not None
+    base, _, name_start = place.path[: wildcard.start()].rpartition("/")
+    try:
+        keep = GlobMatches(place.path[len(base) + 1 :])
+    except ValueError as error:
+        raise UsageError(f"cannot understand the pattern {place.uri!r}: {error}") from error
+    _walk(place.at(base or "/"), keep, rows, tasks, name_start=name_start)
+    return "files that match this pattern (`**` stands for any number of folders)"
+
+
+def _walk(folder: Location, keep: FileFilter, rows: RowCollector, tasks: TaskPool, *, name_start: str = "") -> None:
+    if folder.kind == "http" and not folder.path.endswith("/"):  # links of a page start after its last slash
+        folder = folder.at(folder.path + "/")
+    walk = _WALKS.get(folder.kind, FsspecWalk)
+    walk(folder=folder, keep=keep, rows=rows, tasks=tasks, name_start=name_start).start()
+
+
 def _is_glob(place: Location) -> bool:
-    """True if the path has wildcards, and nothing of that very name exists."""
-    if place.kind not in ("local", "http") and _MAGIC.search(split_bucket(place.path.lstrip("/"))[0]):
+    """True if the path has wildcards, and no object or folder has exactly this name."""
+    if place.kind not in ("local", "http") and _WILDCARD.search(split_bucket(place.path.lstrip("/"))[0]):
         raise UsageError(f"{place.uri!r} has a wildcard in the bucket's name; allowed are wildcards after it")
     if place.kind == "http":  # there, ? starts a query
         return "*" in place.path
-    return _MAGIC.search(place.path) is not None and not _exists(place)
+    return _WILDCARD.search(place.path) is not None and not _exists(place)
 
 
 def _exists(place: Location) -> bool:
@@ -116,19 +174,6 @@ def _exists(place: Location) -> bool:
         return True
     page = with_retries(lambda: place.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1))
     return bool(page.get("Contents"))
-
-
-def _start_glob(place: Location, rows: Rows, tasks: Tasks) -> None:
-    magic = _MAGIC.search(place.path) if place.kind != "http" else re.search(r"\*", place.path)
-    assert magic is not None
-    base, _, name_start = place.path[: magic.start()].rpartition("/")
-    pattern = place.path[len(base) + 1 :]
-    try:
-        keep = GlobMatches(pattern)
-    except ValueError as error:
-        raise UsageError(f"cannot understand the pattern {place.uri!r}: {error}") from error
-    folder = dataclasses.replace(place, path=base + ("/" if place.kind == "http" or not base else ""))
-    walk(folder, keep, rows, tasks, name_start=name_start)
 
 
 def _merge(table: pa.Table) -> pa.Table:

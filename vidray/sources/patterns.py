@@ -1,38 +1,31 @@
-"""Which names count as videos: in a folder, and by a glob."""
+"""Which files count as videos: in a folder by their extension, with a glob all that match."""
 
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from fsspec.utils import glob_translate
 
 VIDEO_EXTENSIONS = frozenset(
-    [
-        ".3g2",
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".m2ts",
-        ".m4v",
-        ".mj2",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-        ".vob",
-        ".webm",
-        ".wmv",
-    ]
+    {".3g2", ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mj2", ".mkv", ".mov"}
+    | {".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
-"""Names that count as videos in a folder, whatever their case. A glob, a manifest or a single URI takes any name."""
+"""Extensions that count as videos in a folder, in any case. A glob, a manifest or a single URI takes any name."""
 
 _HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:_runs|_train)/)")
-"""A part that starts with a dot, other than the keys' parts ``.`` and ``..``; and what vidray itself writes."""
+"""A name that starts with a dot (other than ``.`` and ``..``, which keys may hold), or a folder that vidray writes."""
 _ENDINGS = tuple(VIDEO_EXTENSIONS)
+
+
+class FileFilter(Protocol):
+    """Which files of a walk count. Paths are relative to where the walk starts, with ``/`` between parts."""
+
+    def keeps(self, path: str) -> bool:
+        """True if this file is a row."""
+
+    def enters(self, path: str) -> bool:
+        """True if files below this folder may be rows."""
 
 
 class VideosOnly:

@@ -1,4 +1,4 @@
-"""Which videos belong together, and which of them validate: whole groups, stratified by label, the same for one seed.
+"""Splits videos off for validation: whole groups, stratified by label, the same ones for the same seed.
 
 Clips that were cut from one scene look alike. With some of them in training and some in validation a model is praised
 for remembering the scene, so a *group* is never divided.
@@ -50,13 +50,15 @@ def choose_validation(labels: Sequence[str], groups: Sequence[str], *, fraction:
     """The groups that validate: about ``fraction`` of every label's videos, at least one group of each label, and at
     least one left to train on.
 
-    Groups are taken in an order that only the seed and their names decide (what all names start with, such as a bucket,
-    does not count), each if that brings the counts of its labels
-    nearer to the wanted ones; a label that got none then gets its smallest group.
+    Only the seed and the groups' names decide the order in which groups are considered; what all names start with, such
+    as a bucket, does not count. A group is taken if that brings the counts of its labels nearer to the wanted ones. A
+    label that got none then gets its smallest group.
 
     Args:
-        labels: of each video.
-        groups: of each video.
+        labels: each video's label.
+        groups: each video's group.
+        fraction: between 0 and 1.
+        seed: another seed gives another choice.
 
     Raises:
         UsageError: a label has all its videos in one group, or no choice leaves every label on both sides.
@@ -90,7 +92,7 @@ class _Choice:
         return all(self._groups_left[label] > 1 for label in self._members[group])
 
     def improves(self, group: str) -> bool:
-        """True if the counts come nearer to the wanted ones, in squares."""
+        """True if it brings the counts nearer to the wanted ones, by the sum of squared differences."""
         return self._distance(self._members[group]) < self._distance(dict.fromkeys(self._members[group], 0))
 
     def _distance(self, more: dict[str, int]) -> float:
@@ -102,13 +104,13 @@ class _Choice:
         self._groups_left.subtract(self._members[group].keys())
 
     def take_smallest(self, label: str) -> None:
-        """Choose the smallest free group of a label. Raises UsageError if each is the last one of some label."""
+        """Takes the smallest free group of a label. Raises UsageError if each is the last one of some label."""
         free = [g for g in self._members if label in self._members[g] and g not in self.chosen]
         free = [g for g in free if self.leaves_training(g)]
         if not free:
             raise UsageError(
-                f"no validation part can be split off: every group with the label {label!r} holds the last videos of "
-                "some label. Give a source with a validation part, or smaller groups (--group-regex)"
+                f"no validation split can be made: every group with the label {label!r} holds the last videos of "
+                "some label. Give a source with a validation split, or smaller groups (--group-regex)"
             )
         self.take(min(free, key=lambda group: (self._members[group].total(), group)))
 
@@ -122,7 +124,7 @@ def _check_divisible(members: dict[str, Counter[str]], labels: Iterable[str]) ->
     named = ", ".join(f"{label!r} ({counts[label]} videos)" for label in alone[:5]) + (" ..." if alone[5:] else "")
     raise UsageError(
         f"{len(alone)} labels have all their videos in one group: {named}. Training and validation need at least one "
-        "group each; add videos, remove these labels, or give a source with a validation part"
+        "group each; add videos, remove these labels, or give a source with a validation split"
     )
 
 

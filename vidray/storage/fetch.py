@@ -1,6 +1,6 @@
-"""The bytes of one object, of the version that was listed, or a ``VideoError`` that says why not.
+"""Fetches one object in the version that was listed, or raises a ``VideoError`` that says why not.
 
-Safe to call from many threads. Bytes are bounded: never more than ``Limits.max_object_bytes`` are held for one object.
+Safe to call from many threads. No more than ``Limits.max_object_bytes`` are held for one object.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 from fsspec.asyn import sync
 
 from vidray.errors import UsageError, VideoError
-from vidray.storage.location import Location, etag_of, local_etag, locate, split_bucket, unquote_etag
+from vidray.storage.location import Location, locate, split_bucket
 from vidray.storage.retry import describe, http_status, is_access_denied, is_transient, with_retries
+from vidray.storage.versions import etag_of, local_etag, unquote_etag
 from vidray.types import Limits, Status, VideoRef
 
 _HTTP_CHUNK_BYTES = 1 << 20
@@ -23,7 +24,7 @@ _HTTP_CHUNK_BYTES = 1 << 20
 def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
     """The whole object, if it is still the version that ``ref`` names.
 
-    A ref without an etag takes any version; a size alone is compared then.
+    Without an etag in ``ref`` any version will do that has the size in ``ref``, if there is one.
 
     Raises:
         VideoError: NOT_FOUND, ACCESS_DENIED, TOO_LARGE (known before it is read where the store tells the size),
@@ -33,17 +34,17 @@ def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
         _check_size(ref.size_bytes, limits)
     try:
         place = locate(ref.uri)
-        data = with_retries(lambda: _read(place, ref, limits), is_worth_it=_is_worth_it)
+        data = with_retries(lambda: _read(place, ref, limits), should_retry=_should_retry)
     except VideoError:
         raise
     except Exception as error:
         raise _as_video_error(error) from error
     if ref.etag is None and ref.size_bytes not in (None, len(data)):
-        _changed(f"listed with {ref.size_bytes} bytes, has {len(data)} now")
+        _raise_changed(f"listed with {ref.size_bytes} bytes, has {len(data)} now")
     return data
 
 
-def _is_worth_it(error: BaseException) -> bool:
+def _should_retry(error: BaseException) -> bool:
     return not isinstance(error, VideoError | UsageError) and is_transient(error)
 
 
@@ -81,10 +82,10 @@ def _check_size(size_bytes: int, limits: Limits) -> None:
 
 def _check_etag(ref: VideoRef, etag: str | None) -> None:
     if ref.etag is not None and etag != ref.etag:
-        _changed(f"listed as {ref.etag}, is {etag} now")
+        _raise_changed(f"listed as {ref.etag}, is {etag} now")
 
 
-def _changed(how: str) -> NoReturn:
+def _raise_changed(how: str) -> NoReturn:
     raise VideoError(Status.CHANGED, f"the object changed after it was listed: {how}")
 
 
@@ -97,7 +98,7 @@ def _read_local(path: bytes, ref: VideoRef, limits: Limits) -> bytes:
         _check_size(before.st_size, limits)
         data = file.read(before.st_size + 1)
         if len(data) != before.st_size or local_etag(os.fstat(descriptor)) != local_etag(before):
-            _changed("it was written to while it was read")
+            _raise_changed("it was written to while it was read")
     return data
 
 
@@ -122,7 +123,7 @@ async def _read_s3(place: Location, ref: VideoRef, limits: Limits) -> bytes:
     condition = {} if ref.etag is None else {"IfMatch": f'"{ref.etag}"'}
     reply = await place.fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
     async with reply["Body"] as body:
-        _check_etag(ref, unquote_etag(reply["ETag"]))  # stores that ignore If-Match
+        _check_etag(ref, unquote_etag(reply["ETag"]))  # for stores that ignore If-Match
         _check_size(reply["ContentLength"], limits)
         return await body.read()
 
@@ -174,7 +175,7 @@ def _read_any(place: Location, ref: VideoRef, limits: Limits) -> bytes:
         _check_size(before["size"], limits)
         data = place.fs.cat_file(place.path)
     if etag_of(place.fs.info(place.path)) != etag_of(before) or before.get("size") not in (None, len(data)):
-        _changed("it was replaced while it was read")
+        _raise_changed("it was replaced while it was read")
     return data
 
 

@@ -1,7 +1,7 @@
 """A lease on an output: one driver at a time plans and writes.
 
 It needs nothing from the store but conditional creation. The lease is a chain of small objects with rising numbers,
-``_lease/000000000042.json``; who creates the next number holds the lease, and renews it by creating the number after.
+``_lease/000000000042.json``: whoever creates the next number holds the lease, and renews it by creating the one after.
 The number is the fencing token. Expiry is judged by the waiter's own clock (the newest number has not moved for
 ``TTL_SECONDS``), so clocks of different machines are never compared.
 """
@@ -24,13 +24,13 @@ from vidray.errors import RunError
 from vidray.storage.store import Store
 
 TTL_SECONDS = 60.0
-"""A lease that was not renewed for this long is free to take."""
+"""A lease that was not renewed for this long is free."""
 
 _FOLDER = "_lease"
 
 
 class LeaseLostError(RunError):
-    """Another driver has taken the output; what this one does from now on would not count."""
+    """Another driver has taken the output; what this one writes from now on would not count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,11 +98,11 @@ class Lease:
 
     def _take(self, number: int, **extra: Any) -> bool:
         try:
-            self._store.create(_path(number), json.dumps(_me() | {"id": self._id} | extra).encode())
+            self._store.create(_path(number), json.dumps(_this_process() | {"id": self._id} | extra).encode())
         except FileExistsError:
             if self._read(number).get("id") != self._id:  # else ours: the acknowledgement was lost
                 return False
-        # Numbers below the newest are deleted by their holder, so one that was free may be long past.
+        # Numbers below the newest are deleted by their holder, so a free number may be an old one.
         newest = self._newest()
         if newest is None or newest.number != number:
             self._store.delete(_path(number))
@@ -157,7 +157,7 @@ def _now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def _me() -> dict[str, Any]:
+def _this_process() -> dict[str, Any]:
     pid = os.getpid()
     boot, started = _process_identity(pid)
     return {"host": socket.gethostname(), "pid": pid, "boot": boot, "started": started}
@@ -176,7 +176,7 @@ def _process_identity(pid: int) -> tuple[str, str]:
 
 
 def _is_free(entry: _Entry) -> bool:
-    """Released, or held by a process of this very machine that is surely dead."""
+    """True if it was released, or held by a process of this machine that is certainly dead."""
     holder = entry.holder
     if holder.get("released"):
         return True

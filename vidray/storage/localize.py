@@ -1,4 +1,4 @@
-"""Brings files of a remote folder (a checkpoint) to a local cache, once per machine and version."""
+"""Downloads files of a remote folder (a checkpoint) to a local cache, once per machine and version."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from vidray.errors import UsageError
-from vidray.storage.location import Location, etag_of, locate
+from vidray.storage.location import Location
 from vidray.storage.retry import describe, with_retries
+from vidray.storage.versions import etag_of
 
 
-def localize(uri: str, names: Sequence[str], cache_root: str | os.PathLike[str]) -> str:
-    """Brings files of a remote folder to a local one, once per machine and version.
+def localize(folder: Location, names: Sequence[str], cache_root: str | os.PathLike[str]) -> str:
+    """Downloads files of a remote folder to a local one, once per machine and version.
 
     Args:
-        uri: the folder. A local one is returned as it is.
+        folder: a folder that is not on a local disk.
         names: names or patterns (``*.json``) of files directly in it; those that it lacks are left out.
         cache_root: local folder for all such copies. Many processes may ask at once: one copy wins, all are whole.
 
@@ -30,16 +32,11 @@ def localize(uri: str, names: Sequence[str], cache_root: str | os.PathLike[str])
     Raises:
         UsageError: there is no such folder, it has none of these files, or it cannot be read.
     """
-    place = locate(uri)
-    if place.kind == "local":
-        if not os.path.isdir(place.path):
-            raise UsageError(f"there is no folder {place.path}")
-        return place.path
-    files = _matching_files(place, names)
-    version = json.dumps([place.uri, *([name, etag, size] for name, etag, size in files)])
+    files = _matching_files(folder, names)
+    version = json.dumps([folder.uri, *([name, etag, size] for name, etag, size in files)])
     target = os.path.join(cache_root, hashlib.sha256(version.encode()).hexdigest()[:32])
     if not os.path.isdir(target):
-        _download(place, files, target)
+        _download(folder, files, target)
     return target
 
 
@@ -47,48 +44,47 @@ _File = tuple[str, str | None, int | None]
 """(name, etag, size_bytes)"""
 
 
-def _matching_files(place: Location, names: Sequence[str]) -> list[_File]:
+def _matching_files(folder: Location, names: Sequence[str]) -> list[_File]:
     try:
-        place.fs.invalidate_cache()
-        entries = with_retries(lambda: place.fs.ls(place.path, detail=True))
+        folder.fs.invalidate_cache()
+        entries = with_retries(lambda: folder.fs.ls(folder.path, detail=True))
     except Exception as error:
-        raise UsageError(f"cannot list the folder {place.uri}: {describe(error)}") from error
+        raise UsageError(f"cannot list the folder {folder.uri}: {describe(error)}") from error
     files = []
     for entry in entries:
         name = entry["name"].rstrip("/").rpartition("/")[2]
         if entry["type"] == "file" and any(fnmatch.fnmatchcase(name, pattern) for pattern in names):
             files.append((name, etag_of(entry), entry.get("size")))
     if not files:
-        raise UsageError(f"the folder {place.uri} has none of {', '.join(names)}")
+        raise UsageError(f"the folder {folder.uri} has none of {', '.join(names)}")
     return sorted(files)
 
 
-def _download(place: Location, files: list[_File], target: str) -> None:
+def _download(folder: Location, files: list[_File], target: str) -> None:
     temporary = f"{target}.{uuid.uuid4().hex}.tmp"
     os.makedirs(temporary)
     try:
         for name, _, size in files:
-            _download_file(place, name, size, os.path.join(temporary, name))
-        if _matching_files(place, [name for name, _, _ in files]) != files:
-            raise UsageError(f"the folder {place.uri} changed while it was read; try again")
+            _download_file(folder, name, size, os.path.join(temporary, name))
+        if _matching_files(folder, [name for name, _, _ in files]) != files:
+            raise UsageError(f"the folder {folder.uri} changed while it was read; try again")
         _rename_unless_there(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _download_file(place: Location, name: str, size: int | None, target: str) -> None:
-    get: Callable[[], None] = lambda: place.fs.get_file(place.join(name), target)  # noqa: E731
+def _download_file(folder: Location, name: str, size: int | None, target: str) -> None:
     try:
-        with_retries(get)
+        with_retries(partial(folder.fs.get_file, folder.join(name), target))
     except Exception as error:
-        raise UsageError(f"cannot read {place.uri_of(place.join(name))}: {describe(error)}") from error
+        raise UsageError(f"cannot read {folder.uri_of(folder.join(name))}: {describe(error)}") from error
     if size is not None and os.path.getsize(target) != size:
-        raise UsageError(f"the folder {place.uri} changed while it was read; try again")
+        raise UsageError(f"the folder {folder.uri} changed while it was read; try again")
 
 
 def _rename_unless_there(temporary: str, target: str) -> None:
     try:
         os.rename(temporary, target)
-    except OSError as error:  # another process was faster; its copy is of the same version
+    except OSError as error:  # another process was faster, with a copy of the same version
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise

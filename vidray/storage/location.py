@@ -1,8 +1,8 @@
-"""From a URI to a file system and a path on it, literally.
+"""From a URI to a `Location`: a file system and a path on it. A URI is parsed once; below, locations travel.
 
 fsspec reads meaning into URIs: ``::`` chains file systems, and some of them take ``?versionId=`` or ``#`` apart. Object
-keys hold such characters as plain characters, so a URI is split here once, at the first ``://``, and what follows is
-the path, character by character. Only ``http`` URIs keep the meaning that HTTP gives to ``?``, ``#`` and ``%``.
+keys hold such characters as plain characters, so a URI is split at the first ``://``, and what follows is the path,
+character by character. Only ``http`` URIs keep the meaning that HTTP gives to ``?``, ``#`` and ``%``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import datetime
 import os
 import re
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import fsspec
+from fsspec.core import strip_protocol
 
 from vidray.errors import UsageError
+from vidray.storage.retry import describe
 
 Kind = Literal["local", "s3", "gcs", "azure", "http", "memory", "other"]
 
@@ -39,7 +40,7 @@ _KINDS: dict[str, Kind] = {
     "memory": "memory",
 }
 _OTHERS = ("dbfs", "ftp", "hdfs", "hf", "oci", "oss", "r2", "sftp", "smb", "ssh", "webhdfs")
-"""Passed to fsspec as they are. Chaining ones (``zip``, ``simplecache``, ...) are left out on purpose."""
+"""Protocols that fsspec handles. Chaining ones (``zip``, ``simplecache``, ...) are left out on purpose."""
 _CANONICAL = {"s3a": "s3", "gcs": "gs"}
 _EXTRAS = {"s3": "vidray[s3]", "gcs": "vidray[gcs]", "azure": "vidray[azure]", "http": "fsspec[http]"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -52,7 +53,7 @@ class Location:
 
     kind: Kind
     fs: Any
-    """The fsspec file system, shared by all threads of the process. Unused where ``kind`` is ``local``."""
+    """The fsspec file system, shared by all threads of the process. None where ``kind`` is ``local``."""
     path: str
     """The path as the file system takes it, without a trailing slash: ``bucket/key``, ``/folder/file``, a whole URL."""
     root: str
@@ -70,6 +71,16 @@ class Location:
             return self.root.format(container) + rest
         return self.root + path
 
+    def at(self, path: str) -> Location:
+        """Another path on the same file system."""
+        return Location(kind=self.kind, fs=self.fs, path=path, root=self.root)
+
+    @property
+    def parent(self) -> Location:
+        """The folder that this place is in."""
+        folder = self.path.rpartition("/")[0]
+        return self.at(folder or "/" if self.kind == "local" else folder)
+
     def join(self, relative: str) -> str:
         """The path of something below this place."""
         return f"{self.path.rstrip('/')}/{relative}" if self.path else relative
@@ -81,7 +92,8 @@ def locate(uri: str) -> Location:
     A URI without ``://`` is a local path, made absolute; ``file://`` is stripped, so that local URIs are plain paths.
 
     Raises:
-        UsageError: the protocol is unknown, or the package that speaks it is not installed.
+        UsageError: the protocol is unknown, the package that speaks it is not installed, or its file system cannot be
+            set up (without credentials, for instance).
     """
     match = _SCHEME.fullmatch(uri)
     if match is None:
@@ -101,48 +113,8 @@ def locate(uri: str) -> Location:
     if kind == "http":
         return Location(kind=kind, fs=fs, path=f"{protocol}://{rest}", root="")
     if kind == "other":
-        return Location(kind=kind, fs=fs, path=fs._strip_protocol(uri), root=f"{protocol}://")
+        return Location(kind=kind, fs=fs, path=strip_protocol(f"{protocol}://{rest}"), root=f"{protocol}://")
     return Location(kind=kind, fs=fs, path=rest.rstrip("/"), root=f"{protocol}://")
-
-
-def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI and the path on it, without a trailing slash.
-
-    Raises:
-        UsageError: the protocol is unknown, or the package that speaks it is not installed.
-    """
-    place = locate(uri)
-    if place.kind == "local":
-        return _instance("local", "file"), place.path
-    return place.fs, place.path
-
-
-def etag_of(info: Mapping[str, Any]) -> str | None:
-    """What identifies this version of an object, from what its file system tells about it; None if it does not tell.
-
-    GCS: the generation. S3, Azure and HTTP: the ETag without its quotes. HTTP without one: ``Last-Modified``. Memory:
-    when it was created, and its size. Local files go by ``local_etag``.
-    """
-    if generation := info.get("generation"):
-        return str(generation)
-    if etag := info.get("ETag") or info.get("etag"):
-        return unquote_etag(str(etag))
-    if modified := info.get("Last-Modified") or info.get("last_modified") or info.get("mtime"):
-        return str(modified)
-    if created := info.get("created"):
-        seconds = created.timestamp() if isinstance(created, datetime.datetime) else float(created)
-        return f"{seconds:.6f}-{info.get('size')}"
-    return None
-
-
-def local_etag(stat: os.stat_result) -> str:
-    """``<mtime_ns>-<size>-<inode>``: what identifies this version of a local file."""
-    return f"{stat.st_mtime_ns}-{stat.st_size}-{stat.st_ino}"
-
-
-def unquote_etag(etag: str) -> str:
-    """An ETag without the quotes that HTTP puts around it; weak ones (``W/"..."``) keep theirs."""
-    return etag[1:-1] if len(etag) >= 2 and etag[0] == etag[-1] == '"' else etag
 
 
 def split_bucket(path: str) -> tuple[str, str]:
@@ -186,6 +158,8 @@ def _make(kind: Kind, protocol: str, options: dict[str, Any]) -> Any:
         package = _EXTRAS.get(kind)
         hint = f"pip install '{package}'" if package else str(error)
         raise UsageError(f"{protocol}:// needs a package that is not installed: {hint}") from error
+    except Exception as error:
+        raise UsageError(f"cannot set up the file system of {protocol}://: {describe(error)}") from error
 
 
 def _settings(kind: Kind) -> dict[str, Any]:
@@ -204,9 +178,9 @@ def _settings(kind: Kind) -> dict[str, Any]:
 def _tune_s3(fs: Any) -> None:
     from aiobotocore.session import AioSession
 
-    # botocore and vidray.storage.retry retry already; three loops in one another would wait for minutes.
+    # botocore and vidray.storage.retry retry already; three nested loops would wait for minutes.
     fs.retries = 1
-    # A page of 1,000 keys takes botocore 55 ms, 40 of them in dateutil, which reads the dates.
+    # A page of 1,000 keys takes botocore 55 ms, 40 of them in dateutil's date parser.
     fs.session = AioSession(**fs.kwargs)
     fs.session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_timestamp)
 
@@ -214,7 +188,7 @@ def _tune_s3(fs: Any) -> None:
 def _parse_timestamp(value: Any) -> datetime.datetime:
     try:
         return datetime.datetime.fromisoformat(value)
-    except (TypeError, ValueError):  # other services, and headers, write dates in other ways
+    except (TypeError, ValueError):  # other services, and headers, write dates differently
         from botocore.utils import parse_timestamp
 
         return parse_timestamp(value)

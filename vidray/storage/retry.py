@@ -1,4 +1,4 @@
-"""Which errors of a file system are worth another try, and the tries themselves."""
+"""Retries: which errors of a file system are worth another attempt, and the attempts themselves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MAX_TRIES = 5
+MAX_ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 10.0
 
@@ -45,7 +45,7 @@ def http_status(error: BaseException) -> int | None:
 
 
 def is_access_denied(error: BaseException) -> bool:
-    """True if the store knows the caller not, or forbids it, or there are no credentials to ask with."""
+    """True if the store does not know the caller or forbids it, or there are no credentials."""
     names = {type(link).__name__ for link in error_chain(error)}
     return (
         isinstance(error, PermissionError)
@@ -55,7 +55,7 @@ def is_access_denied(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """True if the same request may well succeed a little later. What is not known to last counts as transient."""
+    """True if the same request may succeed later. An error that is not known to last counts as transient."""
     status = http_status(error)
     if status is not None:
         return (status >= 500 and status != 501) or status in _TRANSIENT_STATUSES
@@ -64,24 +64,24 @@ def is_transient(error: BaseException) -> bool:
     return not isinstance(error, TypeError | ValueError | AttributeError | NotImplementedError)
 
 
-def with_retries(call: Callable[[], T], *, is_worth_it: Callable[[BaseException], bool] = is_transient) -> T:
-    """What ``call`` returns, tried up to ``MAX_TRIES`` times with growing pauses of random length.
+def with_retries(call: Callable[[], T], *, should_retry: Callable[[BaseException], bool] = is_transient) -> T:
+    """What ``call`` returns, in up to ``MAX_ATTEMPTS`` attempts with growing pauses of random length.
 
     Raises:
-        Exception: the last error, or the first one that is not worth another try.
+        Exception: the last error, or the first one that is not worth another attempt.
     """
-    for attempt in range(1, MAX_TRIES + 1):
+    for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             return call()
         except Exception as error:
-            if attempt == MAX_TRIES or not is_worth_it(error):
+            if attempt == MAX_ATTEMPTS or not should_retry(error):
                 raise
         time.sleep(pause_seconds(attempt))
     raise AssertionError("unreachable")
 
 
 def pause_seconds(attempt: int) -> float:
-    """A random pause before the next try: many workers that failed together must not come back together."""
+    """A random pause before the next attempt: workers that failed together must not come back together."""
     return random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
 
 

@@ -1,7 +1,7 @@
-"""An output folder on any file system, where an object is created whole, once, by one writer.
+"""Create-once writes: an output folder on any file system, where one writer creates an object, whole, once.
 
-What this module promises, the exactly-once of a run rests on: ``Store.create`` never replaces an object, never leaves a
-part of one behind, and of many writers of the same path lets exactly one succeed.
+The exactly-once of a run rests on what ``Store.create`` promises: it never replaces an object, never leaves a piece of
+one behind, and lets exactly one of many writers of a path succeed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vidray.storage.retry import describe, http_status, is_transient, with_retri
 
 _WRITABLE = ("local", "s3", "gcs", "azure", "memory")
 _TEMPORARY = ".vidray-tmp-"
-"""How names of unfinished local files start. They are no objects: ``list`` does not show them."""
+"""How the names of unfinished local files start, which ``list`` does not show."""
 _memory_lock = threading.Lock()
 
 
@@ -31,8 +31,8 @@ class Store:
         """
         Args:
             uri: the folder, on a local disk, S3, GCS, Azure or in memory.
-            conditional: False for a store that ignores or refuses conditional writes: ``create`` then looks first
-                and writes after, and two writers at the same moment can both succeed.
+            conditional: False for a store that ignores or refuses conditional writes: ``create`` then checks
+                before it writes, and two writers at the same moment can both succeed.
 
         Raises:
             UsageError: the protocol is unknown, not installed, or cannot be an output.
@@ -62,7 +62,7 @@ class Store:
         if not self._conditional and self.exists(path):
             raise FileExistsError(self.uri_for(path))
         try:
-            with_retries(lambda: self._create(full, data), is_worth_it=_is_worth_another_put)
+            with_retries(lambda: self._create(full, data), should_retry=_should_put_again)
         except Exception as error:
             if isinstance(error, FileExistsError) or (self._conditional and http_status(error) == 412):
                 raise FileExistsError(self.uri_for(path)) from error
@@ -95,15 +95,15 @@ class Store:
         with_retries(lambda: self._delete(self._full(path)))
 
     def probe(self) -> None:
-        """Makes sure that objects can be created here, and that a second writer of the same path is turned away.
+        """Makes sure that objects can be created here, and that a second writer of the same path is refused.
 
         Raises:
-            UsageError: it is not so; the message says which of the two.
+            UsageError: one of the two is not so; the message says which.
         """
         path, data = f".vidray-probe-{uuid.uuid4().hex}", b"written by vidray to try conditional writes"
         try:
             self._probe_once(path, data)
-            if self._conditional and not self._is_turned_away(path, data):
+            if self._conditional and not self._refuses_second_write(path, data):
                 raise UsageError(
                     f"{self.uri} ignores conditional writes: a second write of the same object succeeded, so two runs "
                     "could replace each other's parts. --allow-unconditional-store would rely on the lease alone"
@@ -122,7 +122,7 @@ class Store:
                 hint = ". It refuses conditional writes; --allow-unconditional-store would rely on the lease alone"
             raise UsageError(f"cannot write to {self.uri}: {describe(error)}{hint}") from error
 
-    def _is_turned_away(self, path: str, data: bytes) -> bool:
+    def _refuses_second_write(self, path: str, data: bytes) -> bool:
         try:
             self.create(path, data)
         except FileExistsError:
@@ -178,7 +178,7 @@ class Store:
                 self._place.fs.rm_file(full)
 
 
-def _is_worth_another_put(error: BaseException) -> bool:
+def _should_put_again(error: BaseException) -> bool:
     """S3 answers 409 while another conditional write of the same key is under way: ask again who won."""
     return not isinstance(error, FileExistsError) and (http_status(error) == 409 or is_transient(error))
 
@@ -196,7 +196,7 @@ def _list_files(place: Location, folder: str) -> list[str]:
         found = place.fs.find(folder, withdirs=False)
     except FileNotFoundError:
         return []
-    # The file systems' find also answers an object that has the folder's own name.
+    # fsspec's find also returns an object that has the folder's own name.
     return [name for name in found if name.startswith(folder.rstrip("/") + "/")]
 
 
@@ -206,7 +206,7 @@ def _raise_unless_missing(error: OSError) -> None:
 
 
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
-"""What file systems without hard links answer: FAT, some FUSE and network mounts."""
+"""Error numbers of file systems without hard links: FAT, some FUSE and network mounts."""
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 
@@ -214,8 +214,8 @@ _RENAME_NOREPLACE = 1
 def create_local(path: str, data: bytes, *, conditional: bool = True) -> None:
     """Creates a local file, whole and on disk, or not at all, whenever the process or the machine dies.
 
-    A rename replaces silently what is there, so the finished temporary file gets its name by a hard link, which fails
-    if the name is taken.
+    A rename would silently replace what is there. So the finished temporary file gets its name by a hard link, which
+    fails if the name is taken.
 
     Raises:
         FileExistsError: the name is taken.
@@ -244,7 +244,7 @@ def _name_exclusively(temporary: str, path: str) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        # On NFS the reply to a successful link can be lost, and the next try then finds our own file.
+        # On NFS the reply to a successful link can be lost, and the next attempt then finds our own file.
         if not os.path.samefile(temporary, path):
             raise
     except OSError as error:

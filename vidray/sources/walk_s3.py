@@ -1,9 +1,9 @@
-"""Lists an S3 bucket with many requests at once, whatever its keys look like.
+"""Pages through an S3 bucket with many requests at once, whatever its keys look like.
 
-S3 lists in the order of the keys, 1,000 per request, and a page tells where the next one starts, so that a million
-objects are a thousand requests one after the other. But a listing may start after *any* string: while threads are idle,
-a walk over the keys in (low, high] hands the upper part, (middle, high], to another one. The guess of the middle need
-not be good; an empty part costs one request.
+S3 lists keys in order, 1,000 per page, and only a page says where the next one starts: a million objects would be a
+thousand requests one after the other. But a listing may start after *any* string. So while threads are idle, a walk
+over the keys in (low, high] hands the upper range, (middle, high], to another thread. The guess of the middle need not
+be good; an empty range costs one request.
 """
 
 from __future__ import annotations
@@ -12,44 +12,46 @@ from dataclasses import dataclass
 from typing import Any
 
 from vidray.errors import RunError
-from vidray.sources.listing import Filter, Rows, Tasks
-from vidray.storage.location import Location, etag_of
+from vidray.sources.walk import Walk
+from vidray.storage.location import split_bucket
 from vidray.storage.retry import with_retries
+from vidray.storage.versions import etag_of
 
 _LAST_CHAR = 0x7F
-"""Guesses stay below the end of ASCII: they only have to be valid strings, and names are ASCII mostly."""
+"""Guesses stay within ASCII: any valid string will do, and most names are ASCII."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class S3Walk:
+class S3Walk(Walk):
     """The listing of one folder of a bucket."""
 
-    place: Location
-    bucket: str
-    folder: str
-    """The key up to and with its last slash; the walk's relative paths start after it."""
-    name_start: str
-    """Only keys that go on with this are asked for."""
-    keep: Filter
-    rows: Rows
-    tasks: Tasks
     keys_per_page: int = 1000
     """At most; S3 itself allows no more than 1,000."""
 
     @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+        return split_bucket(self.folder.path)[0]
+
+    @property
+    def folder_key(self) -> str:
+        """The key up to and with its last slash; the walk's relative paths start after it."""
+        key = split_bucket(self.folder.path)[1]
+        return f"{key}/" if key else ""
+
+    @property
     def prefix(self) -> str:
         """What all listed keys start with."""
-        return self.folder + self.name_start
+        return self.folder_key + self.name_start
 
     def start(self) -> None:
-        """Spawns the walk."""
         if self.bucket.endswith("--x-s3"):  # S3 Express lists in no order and cannot start after a key
             self.tasks.spawn(self._walk_in_turn)
         else:
             self.tasks.spawn(self._walk_range, "", None)
 
     def _walk_range(self, low: str, high: str | None) -> None:
-        """Lists the keys above ``low`` up to and with ``high`` (None: to the end), giving parts away."""
+        """Lists the keys above ``low`` up to and with ``high`` (None: to the end), giving ranges away."""
         while True:
             page = self._page(StartAfter=low) if low else self._page()
             objects = page.get("Contents", [])
@@ -67,7 +69,7 @@ class S3Walk:
             high = self._give_away(low, high)
 
     def _give_away(self, low: str, high: str | None) -> str | None:
-        """Spawns walks over upper parts of (low, high], one per idle thread; returns what ``high`` is now."""
+        """Spawns walks over upper ranges of (low, high], one per idle thread; returns the new ``high``."""
         for _ in range(self.tasks.num_idle):
             middle = middle_key(low, high, common=len(self.prefix))
             if middle is None:
@@ -77,7 +79,7 @@ class S3Walk:
         return high
 
     def _walk_in_turn(self) -> None:
-        """Lists page by page, for stores that cannot do better."""
+        """Lists page after page, for stores that cannot start after a key."""
         page = self._page()
         self._add(page.get("Contents", []))
         while page.get("IsTruncated"):
@@ -87,14 +89,14 @@ class S3Walk:
     def _page(self, **where: str) -> dict[str, Any]:
         self.tasks.check()
         options = {"Bucket": self.bucket, "Prefix": self.prefix, "MaxKeys": self.keys_per_page, **where}
-        return with_retries(lambda: self.place.fs.call_s3("list_objects_v2", **options))
+        return with_retries(lambda: self.folder.fs.call_s3("list_objects_v2", **options))
 
     def _add(self, objects: list[dict[str, Any]]) -> None:
-        start = len(self.folder)
-        files = [entry for entry in objects if not entry["Key"].endswith("/")]  # others are marks of empty folders
+        start = len(self.folder_key)
+        files = [entry for entry in objects if not entry["Key"].endswith("/")]  # others mark empty folders
         kept = [entry for entry in files if self.keep.keeps(entry["Key"][start:])]
         self.rows.skip(len(files) - len(kept))
-        root = f"{self.place.root}{self.bucket}/"
+        root = f"{self.folder.root}{self.bucket}/"
         self.rows.add([root + entry["Key"] for entry in kept], [(entry["Size"], etag_of(entry)) for entry in kept])
 
 

@@ -1,0 +1,104 @@
+"""The rows of a listing, collected from many threads into Arrow batches.
+
+A million objects as one fsspec dict each would take gigabytes; here they take what their Arrow columns take.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from vidray.sources.task_pool import TaskPool
+from vidray.storage.location import Location
+from vidray.storage.versions import Version, version_at
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("path", pa.binary()),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("label", pa.string()),
+    ]
+)
+"""One row per video. ``path`` is null unless ``uri`` cannot spell the path (local names that are not UTF-8).
+``size_bytes`` and ``etag`` are null if there was no such object, or it may not be read, or the source does not tell."""
+
+_ROWS_PER_BATCH = 65_536
+_LOOKUPS_PER_TASK = 32
+
+
+class RowCollector:
+    """Takes rows from many threads."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.num_skipped = 0
+        """Files that were seen and do not count as videos."""
+        self._lock = threading.Lock()
+        self._columns: list[list[Any]] = [[] for _ in MANIFEST_SCHEMA]
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(
+        self,
+        uris: Sequence[str],
+        versions: Sequence[Version],
+        *,
+        paths: Sequence[bytes | None] | None = None,
+        labels: Sequence[str | None] | None = None,
+    ) -> None:
+        """Appends rows; all sequences have one entry per row."""
+        nulls = [None] * len(uris)
+        sizes = [size for size, _ in versions]
+        etags = [etag for _, etag in versions]
+        # The type is written out because the one that mypy infers depends on its hash seed.
+        added: tuple[Sequence[Any], ...] = (uris, paths or nulls, sizes, etags, labels or nulls)
+        with self._lock:
+            for column, values in zip(self._columns, added, strict=True):
+                column.extend(values)
+            self.num_rows += len(uris)
+            if len(self._columns[0]) >= _ROWS_PER_BATCH:
+                self._flush()
+
+    def skip(self, count: int) -> None:
+        """Counts files that were seen and do not count as videos."""
+        with self._lock:
+            self.num_skipped += count
+
+    def table(self) -> pa.Table:
+        """All rows so far, of ``MANIFEST_SCHEMA``, in no particular order."""
+        with self._lock:
+            self._flush()
+            return pa.Table.from_batches(self._batches, MANIFEST_SCHEMA)
+
+    def _flush(self) -> None:
+        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, MANIFEST_SCHEMA, strict=True)]
+        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=MANIFEST_SCHEMA))
+        self._columns = [[] for _ in MANIFEST_SCHEMA]
+
+
+def spawn_lookups(
+    places: Sequence[Location], rows: RowCollector, tasks: TaskPool, *, labels: Sequence[str | None] | None = None
+) -> None:
+    """Spawns tasks that add these objects as rows, with the size and etag that each has now."""
+    for start in range(0, len(places), _LOOKUPS_PER_TASK):
+        chunk = slice(start, start + _LOOKUPS_PER_TASK)
+        tasks.spawn(_look_up, places[chunk], labels[chunk] if labels else None, rows)
+
+
+def _look_up(places: Sequence[Location], labels: Sequence[str | None] | None, rows: RowCollector) -> None:
+    rows.add([place.uri for place in places], [version_at(place) or (None, None) for place in places], labels=labels)
+
+
+def spell(path: str) -> tuple[str, bytes | None]:
+    """(uri, path) of a local path as ``os`` gives it: a name that is not UTF-8 shows such bytes as ``\\xff``."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raw = os.fsencode(path)
+        return raw.decode("utf-8", "backslashreplace"), raw
+    return path, None

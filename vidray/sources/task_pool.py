@@ -1,0 +1,62 @@
+"""A pool of threads whose tasks may spawn further tasks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+
+class TaskPool:
+    """Runs tasks, which may spawn further ones. The first error ends them all."""
+
+    def __init__(self, num_threads: int) -> None:
+        self.num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="vidray-list")
+        self._results: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._num_open = 0
+        self._is_over = False
+
+    @property
+    def num_idle(self) -> int:
+        """How many more tasks would start at once."""
+        return max(0, self.num_threads - self._num_open)
+
+    def __enter__(self) -> TaskPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def check(self) -> None:
+        """Raises CancelledError if nobody waits for this task any more. For tasks that take long."""
+        if self._is_over:
+            raise CancelledError
+
+    def spawn(self, task: Callable[..., None], *args: Any) -> None:
+        """Runs ``task(*args)`` on the pool."""
+        with self._lock:
+            self._num_open += 1
+        self._pool.submit(self._run, task, args)
+
+    def join(self, on_step: Callable[[], None]) -> None:
+        """Waits until every task has ended, those spawned meanwhile too; calls ``on_step`` after each."""
+        while self._num_open:
+            error = self._results.get()
+            with self._lock:
+                self._num_open -= 1
+            if error is not None:
+                raise error
+            on_step()
+
+    def _run(self, task: Callable[..., None], args: tuple[Any, ...]) -> None:
+        try:
+            task(*args)
+        except BaseException as error:
+            self._results.put(error)
+        else:
+            self._results.put(None)
