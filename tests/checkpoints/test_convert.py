@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_movinet_convert import build, save_port
 from torch import Tensor
 
+from tests.models.test_movinet_convert import build, save_port
 from vidray.checkpoints.checkpoint import read_checkpoint
 from vidray.checkpoints.convert import ConvertPyTorchVideo, convert, movinet_view, read_labels
 from vidray.cli.main import main
