@@ -40,7 +40,7 @@ ORDER = {
         *("buffers", "staging", "predictor", "stages", "stream_predictor", "stream_stage"),
         *("runners", "stage_specs", "job"),
     ],
-    "scoring.runners": ["base", "local_worker", "local", "ray", "choose"],
+    "scoring.runners": ["base", "local_worker", "local", "ray_layout", "ray", "choose"],
     "training": [
         *("config", "metrics", "trackers", "data", "loop", "plan"),
         *("evaluate", "report", "publish", "evaluate_job", "worker", "trainer", "job"),

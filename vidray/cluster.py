@@ -13,8 +13,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from vidray.cpu_tuning import ENVIRONMENT
 from vidray.errors import RunError, UsageError
@@ -27,6 +30,11 @@ _LOCAL_SETTINGS = {
 """For what is started here, where the user has not set them otherwise."""
 
 _KNOCK_SECONDS = 10.0
+_LOOK_SECONDS = 1.0
+_UNLIMITED_NODES = 1000
+"""What counts for a kind of node that an autoscaler may bring without limit."""
+
+T = TypeVar("T")
 
 
 def named_cluster(asked: str | None) -> str | None:
@@ -108,37 +116,74 @@ def _stderr_closed() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What there is to share: now, and when an autoscaler has brought all that it may. Equal on a fixed cluster."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """One machine of a cluster."""
 
     num_cpus: float
-    num_gpus: float
-    max_cpus: float
-    max_gpus: float
+    num_gpus: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What there is to share. An actor lives on one node, so sums alone say little."""
+
+    nodes: tuple[Node, ...]
+    """Those that are there now."""
+    most: tuple[Node, ...]
+    """Those that there are when an autoscaler has brought all that it may. Equal to ``nodes`` on a fixed cluster."""
+
+    @property
+    def max_cpus(self) -> float:
+        return sum(node.num_cpus for node in self.most)
+
+    @property
+    def max_gpus(self) -> float:
+        return sum(node.num_gpus for node in self.most)
 
 
 def read_cluster() -> Cluster:
-    """The resources of the cluster that this process is connected to."""
+    """The nodes of the cluster that this process is connected to."""
     import ray
 
-    now, most = ray.cluster_resources(), _autoscaler_maxima()
-    cpus, gpus = now.get("CPU", 0.0), now.get("GPU", 0.0)
-    max_cpus, max_gpus = max(cpus, most.get("CPU", 0.0)), max(gpus, most.get("GPU", 0.0))
-    return Cluster(num_cpus=cpus, num_gpus=gpus, max_cpus=max_cpus, max_gpus=max_gpus)
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [Node(num_cpus=have.get("CPU", 0.0), num_gpus=have.get("GPU", 0.0)) for have in alive]
+    # Of each shape as many as there are, or as the autoscaler may bring.
+    most = Counter(nodes) | _autoscaler_nodes()
+    return Cluster(nodes=tuple(nodes), most=tuple(most.elements()))
 
 
-def _autoscaler_maxima() -> dict[str, float]:
-    """What an autoscaler may bring in all; {} if there is none, or this version of Ray does not tell.
+def _autoscaler_nodes() -> Counter[Node]:
+    """How many nodes of each shape an autoscaler may have; none if there is none, or this version of Ray does not tell.
 
     The one private part of Ray that is used: it has no public reader of the autoscaler's configuration.
     """
     try:
         from ray._private.state import state
 
-        return dict(state.get_max_resources_from_cluster_config() or {})
+        groups = getattr(state.get_cluster_config(), "node_group_configs", ())
+        return Counter(
+            {
+                Node(num_cpus=float(group.resources["CPU"]), num_gpus=float(group.resources["GPU"])): (
+                    group.max_count if group.max_count >= 0 else _UNLIMITED_NODES
+                )
+                for group in groups
+            }
+        )
     except (ImportError, AttributeError):
-        return {}
+        return Counter()
+
+
+def wait_for_nodes(decide: Callable[[Cluster], T], *, seconds: float) -> T:
+    """What ``decide`` makes of the cluster, asked again for so long while it raises UsageError."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return decide(read_cluster())
+        except UsageError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_SECONDS)
 
 
 _CAUSE = re.compile(r"^(?!ray\.)([\w.]+(?:Error|Exception|Exit|Interrupt)): (.+)$", re.MULTILINE)

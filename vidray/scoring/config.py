@@ -98,6 +98,8 @@ class ScoreConfig:
     named (--ray-address, $RAY_ADDRESS, which `ray job submit` sets), else local."""
     ray_address: Annotated[str | None, shown_as("ADDRESS")] = None
     """Ray cluster to use. Default: $RAY_ADDRESS; with --runner ray and neither, Ray is started on this machine."""
+    wait_for_nodes: float = 0.0
+    """Seconds to wait for nodes of a Ray cluster, where too few are there and no autoscaler announces more."""
     stall_timeout_seconds: float | None = None
     """Give up when no video has finished for this long (nodes that never come, for instance).
     Default: 1800; with --streaming, where one video may take hours, 86400."""
@@ -113,6 +115,7 @@ class ScoreConfig:
             value = getattr(self, flag)
             require(value is None or value >= 1, flag_name(flag), value, "at least 1")
         require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")
+        require(self.wait_for_nodes >= 0, "--wait-for-nodes", self.wait_for_nodes, "at least 0")
         stall = self.stall_timeout_seconds
         require(stall is None or stall > 0, "--stall-timeout-seconds", stall, "above 0")
         if self.run_id is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import threading
 
 import numpy as np
@@ -12,24 +11,10 @@ import pytest
 
 from tests.support.faulty_stages import Breaks, Counts, Dawdles, Inflates, Meets, Same
 from tests.support.runs import wait_until
-from vidray.cluster import Cluster
-from vidray.errors import UsageError
-from vidray.scoring.config import ScoreConfig
 from vidray.scoring.runners import ray as ray_runner
 from vidray.scoring.runners.base import Stages, StageSpec
-from vidray.scoring.runners.ray import ActorPool, Layout, PlanSource
-from vidray.types import ViewConfig
-
-VIEW = ViewConfig(num_frames=16, size=224, num_clips=1)
-
-
-def config(**more) -> ScoreConfig:
-    return ScoreConfig(source=("s",), model="m", output="o", **more)
-
-
-def fixed(num_cpus: float, num_gpus: float = 0) -> Cluster:
-    """A cluster that does not grow."""
-    return Cluster(num_cpus=num_cpus, num_gpus=num_gpus, max_cpus=num_cpus, max_gpus=num_gpus)
+from vidray.scoring.runners.ray import PlanSource
+from vidray.scoring.runners.ray_layout import ActorPool, Layout
 
 
 def stages_of(decode: StageSpec | type | None, predict: StageSpec | type) -> Stages:
@@ -121,107 +106,6 @@ def test_a_failure_in_a_stage_ends_the_run_with_its_cause(local_ray, layout):
 
     with pytest.raises(RunError, match="no such thing"):
         list(stream(pa.table({"row": np.arange(3)}), Breaks, Same, layout))
-
-
-@pytest.mark.parametrize(
-    ("cluster", "decoders", "predictors", "gpu"),
-    [
-        (fixed(1), (1, 1), (1, 1), False),
-        (fixed(2), (1, 1), (1, 1), False),
-        (fixed(16), (8, 8), (2, 2), False),
-        (fixed(8, 1), (7, 7), (1, 1), True),
-        (fixed(64, 4), (63, 63), (1, 4), True),
-        (Cluster(num_cpus=0, num_gpus=0, max_cpus=64, max_gpus=4), (1, 63), (1, 4), True),
-    ],
-)
-def test_pools_fit_the_cluster_and_grow_with_it(cluster, decoders, predictors, gpu):
-    layout = ray_runner.make_layout(config(), VIEW, cluster, num_rows=1000)
-    assert (layout.decode.min_size, layout.decode.max_size) == decoders
-    assert (layout.predict.min_size, layout.predict.max_size) == predictors
-    assert layout.predict.num_gpus == (1 if gpu else 0)
-    assert layout.predict.waiting_per_actor == (2 if gpu else 1)
-    used = layout.decode.max_size * layout.decode.num_cpus + layout.predict.max_size * layout.predict.num_cpus
-    assert used + ray_runner.READ_CPUS <= cluster.max_cpus
-
-
-@pytest.mark.parametrize(
-    ("cluster", "num_blocks"), [(fixed(2), 5), (fixed(16), 22), (fixed(8, 1), math.inf)], ids=["2", "16", "GPU"]
-)
-def test_decoders_that_share_the_cores_with_the_network_do_not_run_far_ahead_of_it(cluster, num_blocks):
-    layout = ray_runner.make_layout(config(), VIEW, cluster, num_rows=100_000)
-    assert layout.max_store_bytes == pytest.approx(num_blocks / 0.75 * layout.rows_per_block * VIEW.num_bytes)
-
-
-def test_small_blocks_may_be_many():
-    tiny = ViewConfig(num_frames=8, size=32, num_clips=1)
-    assert ray_runner.make_layout(config(), tiny, fixed(2), num_rows=1000).max_store_bytes == 256 * 1024**2
-
-
-@pytest.mark.parametrize(
-    ("cluster", "flags"),
-    [
-        (fixed(2), {"device": "cuda"}),
-        (fixed(2), {"decoders": "8"}),
-        (fixed(4, 1), {"predictors": "2"}),
-    ],
-)
-def test_a_pool_that_could_never_start_is_refused_at_once(cluster, flags):
-    with pytest.raises(UsageError, match="would wait for ever"):
-        ray_runner.make_layout(config(**flags), VIEW, cluster, num_rows=1000)
-
-
-def test_half_precision_is_refused_without_a_gpu_before_anything_starts():
-    with pytest.raises(UsageError, match="--precision fp16 needs a GPU"):
-        ray_runner.make_layout(config(precision="fp16"), VIEW, fixed(2), num_rows=1)
-
-
-@pytest.mark.parametrize(
-    ("view", "num_rows", "rows"),
-    [
-        (VIEW, 100_000, 55),
-        (ViewConfig(num_frames=8, size=112, num_clips=1), 100_000, 64),
-        (ViewConfig(num_frames=16, size=224, num_clips=5, num_crops=3), 100_000, 3),
-        (ViewConfig(num_frames=8, size=32, num_clips=1), 3, 1),
-    ],
-)
-def test_a_block_is_about_128_megabytes_of_views_and_at_most_64_videos(view, num_rows, rows):
-    assert ray_runner.make_layout(config(), view, fixed(2), num_rows=num_rows).rows_per_block == rows
-
-
-STREAM = ViewConfig(num_frames=8, size=172, num_clips=1, span="stream")
-
-
-@pytest.mark.parametrize(
-    ("cluster", "flags", "actors", "videos", "gpu"),
-    [
-        (fixed(1), {}, (1, 1), 2, 0),
-        (fixed(2), {}, (1, 1), 4, 0),
-        (fixed(16), {}, (2, 2), 16, 0),
-        (fixed(16), {"batch_size": 3}, (2, 2), 3, 0),
-        (fixed(8, 1), {}, (1, 1), 16, 1),
-        (Cluster(num_cpus=0, num_gpus=0, max_cpus=64, max_gpus=4), {}, (1, 4), 16, 1),
-    ],
-)
-def test_a_streaming_run_is_one_pool_whose_actors_take_as_many_videos_as_they_have_decoders(
-    cluster, flags, actors, videos, gpu
-):
-    layout = ray_runner.make_layout(config(streaming=True, **flags), STREAM, cluster, num_rows=1000)
-    assert layout.decode is None
-    assert (layout.predict.min_size, layout.predict.max_size) == actors
-    assert (layout.predict.calls_per_actor, layout.predict.num_gpus) == (videos, gpu)
-    assert config(streaming=True, **flags).streams_per_worker(layout.threads_per_predictor) == videos
-    assert layout.predict.min_size * layout.predict.num_cpus + ray_runner.READ_CPUS <= cluster.max_cpus
-
-
-@pytest.mark.parametrize(("num_rows", "rows"), [(3, 1), (40, 2), (100_000, 4)])
-def test_a_block_of_streamed_videos_is_small(num_rows, rows):
-    layout = ray_runner.make_layout(config(streaming=True), STREAM, fixed(2), num_rows=num_rows)
-    assert layout.rows_per_block == rows
-
-
-def test_a_streaming_pool_that_could_never_start_is_refused_at_once():
-    with pytest.raises(UsageError, match="would wait for ever"):
-        ray_runner.make_layout(config(streaming=True, predictors="4"), STREAM, fixed(2), num_rows=10)
 
 
 def test_the_graph_of_a_streaming_run_has_one_pool(local_ray, layout, capfd):
