@@ -127,7 +127,7 @@ def job(
         device=device,
         precision=precision,
     )
-    train(config, say=lambda text: None)
+    train(config, log=lambda text: None)
     lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     rows = [row for row in lines if row["kind"] == "train"][1:]
     seconds = sum(row["total_seconds"] for row in rows)

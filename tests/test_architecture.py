@@ -42,13 +42,16 @@ ORDER = {
     ],
     "scoring.runners": ["base", "local_worker", "local", "ray_layout", "ray", "choose"],
     "training": [
-        *("config", "metrics", "trackers", "data", "loop", "plan"),
-        *("evaluate", "report", "publish", "evaluate_job", "worker", "trainer", "job"),
+        *("config", "metrics", "trackers", "resources", "device", "data", "loop", "plan"),
+        *("evaluate", "report", "publish", "evaluate_job", "finish", "worker", "trainer", "job"),
     ],
-    "training.data": ["order", "rand_augment", "augment", "clips", "pools", "ray_pool", "clip_source"],
+    "training.data": [
+        *("order", "batch", "bad_videos", "rand_augment", "augment", "clips", "pools", "ray_pool"),
+        *("prefetcher", "clip_source"),
+    ],
     "training.loop": [
         *("ranks", "step_timer", "layers", "optim", "mixing", "build"),
-        *("state", "task", "loop", "checkpoint_writer"),
+        *("background", "state", "position", "task", "checkpoint_writer", "loop"),
     ],
     "cli": ["demo", "preview", "main"],
 }

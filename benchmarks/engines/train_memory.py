@@ -13,7 +13,7 @@ from torch import nn
 from train_common import BATCH_SIZE, MARK_EVERY_STEPS, Marks, parse_job
 
 from tests.support.checkpoints import IMAGENET_MEAN, IMAGENET_STD
-from vidray.training.loop.step_timer import Clock
+from vidray.training.loop.step_timer import StepTimer
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
 
 def make_step(
     model: nn.Module, *, device: torch.device, batch_size: int, bf16: bool = False
-) -> tuple[Callable[[], Any], Clock]:
+) -> tuple[Callable[[], Any], StepTimer]:
     """A training step on resident uint8 clips, and the clock that it runs on.
 
     What ours does to a batch is done here too: normalising, clipping of the gradient, AdamW.
@@ -47,7 +47,7 @@ def make_step(
     labels = torch.arange(batch_size, device=device) % config.num_labels
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
-    clock = Clock(device)
+    clock = StepTimer(device)
 
     def step() -> None:
         with clock.phase("forward_backward"):

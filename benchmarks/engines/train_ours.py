@@ -24,7 +24,7 @@ def main() -> None:
     job = parse_job(__doc__)
     moments = Marks()
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         if "clips/s" in text:
             moments.add(0)
 
@@ -40,7 +40,7 @@ def main() -> None:
             precision="fp32",
             ray_address="local" if job.extra == "ray" else None,
         )
-        train(config, say=say)
+        train(config, log=log)
         lines = (Path(output) / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
     for mark, clips in zip(moments.marks, _sums([row["num_clips"] for row in rows]), strict=True):

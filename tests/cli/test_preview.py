@@ -15,7 +15,7 @@ from vidray.cli import main as cli
 from vidray.cli.preview import PreviewConfig, Shown, animation, contact_sheet, training_clips
 from vidray.sources.labels import LabelSource, load_labelled
 from vidray.training.data.clip_source import make_clip_source
-from vidray.training.data.pools import LocalPool
+from vidray.training.data.pools import LocalClipPool
 from vidray.types import ViewConfig
 
 VIEW = ViewConfig(num_frames=4, size=32, stride=1, num_clips=1)
@@ -70,12 +70,17 @@ def test_a_preview_shows_the_clips_that_training_begins_an_epoch_with(folder: Pa
     table = load_labelled(LabelSource(source=config.source, validation_share=config.validation_share)).rows_of("train")
     shown = training_clips(table, config.training, config=config, view=VIEW)
     source = make_clip_source(
-        table, config.training, rank=0, world_size=1, view=VIEW, make_pool=lambda spec: LocalPool(spec, num_parallel=1)
+        table,
+        config.training,
+        rank=0,
+        world_size=1,
+        view=VIEW,
+        make_pool=lambda spec: LocalClipPool(spec, num_parallel=1),
     )
     batch = next(source.batches(2))
     source.close()
     for slot, clip in enumerate(shown):
-        row = table.slice(int(batch.indices[slot]), 1).to_pylist()[0]
+        row = table.slice(int(batch.rows[slot]), 1).to_pylist()[0]
         assert clip.caption.startswith(f"{row['label']} · {row['uri'].rpartition('/')[2]}")
         assert (clip.frames is not None) == bool(batch.weights[slot])
         if clip.frames is not None:
@@ -90,7 +95,7 @@ def test_the_command_writes_a_picture(
     output = tmp_path / name
     output.write_bytes(b"an older one")
     flags = ["--source", str(folder / "videos"), "--model", str(folder / "model"), "--output", str(output)]
-    assert cli.main(["preview", *flags, *([] if augmented else ["--no-augmented"])]) == 0
+    assert cli(["preview", *flags, *([] if augmented else ["--no-augmented"])]) == 0
     assert f"clips, in {output}" in capsys.readouterr().out.replace(", 1 of them bad", "")
     with Image.open(output) as picture:
         assert picture.format == {"png": "PNG", "gif": "GIF"}[name[-3:]]
@@ -98,5 +103,5 @@ def test_the_command_writes_a_picture(
 
 def test_other_kinds_of_output_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--source", str(folder / "videos"), "--model", str(folder / "model"), "--output", "x.mp4"]
-    assert cli.main(["preview", *flags]) == 2
+    assert cli(["preview", *flags]) == 2
     assert "allowed are names that end in .png or .gif" in capsys.readouterr().err

@@ -22,18 +22,20 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.support.checkpoints import VARIANTS, make_family
-from tests.support.training_parts import Batch, NoKeeper
+from tests.support.training_parts import NoWriter
 from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from vidray.checkpoints.convert import write_checkpoint
 from vidray.cli.demo import motion_video
 from vidray.models.predict import forward_views
 from vidray.sources.labels import LabelSource, load_labelled
 from vidray.training.config import TrainConfig
-from vidray.training.evaluate import Judge, evaluate
+from vidray.training.data.bad_videos import BadVideo
+from vidray.training.data.batch import Batch
+from vidray.training.evaluate import EvalSpec, evaluate
 from vidray.training.loop.build import build_model
 from vidray.training.loop.loop import Loop
 from vidray.training.loop.ranks import Ranks
-from vidray.training.loop.task import Task
+from vidray.training.loop.task import TrainingTask
 from vidray.types import Limits, ViewConfig
 from vidray.video.views import decode_views
 
@@ -184,7 +186,7 @@ def _train(
     clips = MotionClips(folder / "videos", view=view, rank=rank)
     ranks = _Watching(rank=rank, world_size=2)
     ranks.lacking.clear()
-    task = Task(
+    task = TrainingTask(
         config=config,
         model=model,
         family=checkpoint.family,
@@ -193,12 +195,12 @@ def _train(
         labels=clips.labels,
         num_labels=len(labels),
     )
-    loop = Loop(task, ranks, validate=lambda model: {"accuracy": 0.0, "nll": 0.0}, keeper=NoKeeper())
+    loop = Loop(task, ranks, validate=lambda model: {"accuracy": 0.0, "nll": 0.0}, writer=NoWriter())
     loop.run()
     after = model.state_dict()
     names = dict(model.named_parameters())
     found = Found(
-        losses=[row["loss"] for row in loop.rows if row["kind"] == "train"],
+        losses=[row["loss"] for row in loop.metrics_rows if row["kind"] == "train"],
         without_gradient=[name for name, parameter in names.items() if id(parameter) in ranks.lacking],
         changed=[name for name, tensor in before.items() if not torch.equal(tensor, after[name])],
         parameters=list(names),
@@ -224,17 +226,19 @@ class MotionClips:
             pixels=torch.from_numpy(_decode(folder, view.num_frames, view.size)[own]),
             labels=torch.from_numpy(self.labels[own]),
             weights=torch.ones(NUM_VIDEOS // 2),
-            indices=torch.arange(NUM_VIDEOS)[own],
+            rows=torch.arange(NUM_VIDEOS)[own],
         )
         self.num_samples = NUM_VIDEOS
-        self.verdicts: dict[int, str] = {}
-        self.messages: dict[int, str] = {}
+        self.bad_videos: dict[int, BadVideo] = {}
 
     def prefetch(self, epoch: int) -> None:
         """They are in memory."""
 
     def batches(self, epoch: int, start_sample: int) -> Iterator[Batch]:
         yield self._batch
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -266,6 +270,8 @@ def logits_of(model: nn.Module, checkpoint: Checkpoint) -> torch.Tensor:
 def _evaluate(model: nn.Module, checkpoint: Checkpoint, view: ViewConfig, folder: Path, rank: int) -> Any:
     """The confusion matrix over all videos, decoded by both ranks."""
     table = load_labelled(LabelSource(source=(str(folder / "videos"),))).table
-    judge = Judge(table=table, labels=NEW_LABELS, family=checkpoint.family, view=view, limits=Limits(), num_decoders=1)
-    figures, _ = evaluate(model, judge, Ranks(rank=rank, world_size=2))
+    spec = EvalSpec(
+        table=table, labels=NEW_LABELS, family=checkpoint.family, view=view, limits=Limits(), num_decoders=1
+    )
+    figures, _ = evaluate(model, spec, Ranks(rank=rank, world_size=2))
     return figures["confusion"]

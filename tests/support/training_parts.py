@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -20,12 +19,14 @@ from torch import nn
 from vidray.models.families import FAMILIES, Family
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
-from vidray.training.loop.checkpoint_writer import StoreKeeper
+from vidray.training.data.bad_videos import BadVideo
+from vidray.training.data.batch import Batch
+from vidray.training.loop.checkpoint_writer import CheckpointWriter
 from vidray.training.loop.layers import add_drop_path
 from vidray.training.loop.loop import Loop
 from vidray.training.loop.optim import freeze
 from vidray.training.loop.ranks import Ranks
-from vidray.training.loop.task import Task
+from vidray.training.loop.task import TrainingTask
 from vidray.types import ViewConfig
 
 VIEW = ViewConfig(num_frames=8, size=32, num_clips=1, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -42,14 +43,6 @@ CONV = Family(
     mean=VIEW.mean,
     std=VIEW.std,
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
-    pixels: torch.Tensor
-    labels: torch.Tensor
-    weights: torch.Tensor
-    indices: torch.Tensor
 
 
 class TinyConv(nn.Module):
@@ -79,8 +72,7 @@ class MemoryClips:
         self._pixels = torch.from_numpy(pixels.astype(np.uint8))
         self._config, self._ranks, self._bad = config, ranks, set(bad)
         self.num_samples = num_videos
-        self.verdicts: dict[int, str] = {}
-        self.messages: dict[int, str] = {}
+        self.bad_videos: dict[int, BadVideo] = {}
         self.seen: list[tuple[int, int]] = []
 
     def batches(self, epoch: int, start_sample: int) -> Iterator[Batch]:
@@ -91,18 +83,21 @@ class MemoryClips:
 
     def prefetch(self, epoch: int) -> None: ...
 
+    def close(self) -> None: ...
+
     def _batch(self, epoch: int, rows: np.ndarray) -> Batch:
         share = -(-self._config.global_batch_size // self._ranks.world_size)
         own = rows[self._ranks.rank * share : (self._ranks.rank + 1) * share]
         self.seen += [(epoch, int(row)) for row in own]
-        self.verdicts |= {int(row): "corrupt" for row in own if row in self._bad}
+        damaged = BadVideo(status="corrupt", message="damaged")
+        self.bad_videos |= {int(row): damaged for row in own if row in self._bad}
         slots = np.concatenate([own, np.full(share - len(own), -1)])
         weights = [float(row >= 0 and row not in self._bad) for row in slots]
         return Batch(
             pixels=self._pixels[slots],
             labels=torch.from_numpy(self.labels[slots]),
             weights=torch.tensor(weights),
-            indices=torch.from_numpy(slots),
+            rows=torch.from_numpy(slots),
         )
 
 
@@ -133,7 +128,7 @@ def make_config(output: Path | str = "unused", **values: Any) -> TrainConfig:
     return TrainConfig(source=("unused",), model="unused", output=str(output), **chosen)
 
 
-class NoKeeper:
+class NoWriter:
     """Keeps nothing."""
 
     def save(self, state: object) -> None: ...
@@ -148,7 +143,7 @@ def make_loop(
     ranks: Ranks | None = None,
     num_videos: int = 22,
     bad: Sequence[int] = (),
-    keeper: Any = None,
+    writer: Any = None,
     **more: Any,
 ) -> Loop:
     """A loop over clips in memory; its validation says how far the weights are from zero."""
@@ -157,10 +152,10 @@ def make_loop(
     add_drop_path(model, family, config.hyper.drop_path)
     freeze(model, family, backbone=config.freeze_backbone)
     clips = MemoryClips(num_videos=num_videos, config=config, ranks=ranks, bad=bad)
-    task = Task(
+    task = TrainingTask(
         config=config, model=model, family=family, view=VIEW, clips=clips, labels=clips.labels, num_labels=NUM_LABELS
     )
-    return Loop(task, ranks, validate=_validate, keeper=keeper or NoKeeper(), **more)
+    return Loop(task, ranks, validate=_validate, writer=writer or NoWriter(), **more)
 
 
 def _validate(model: nn.Module) -> dict[str, float]:
@@ -201,16 +196,23 @@ def _work(rank: int, world_size: int, port: int, folder: str, options: dict[str,
     ranks = Ranks(rank=rank, world_size=world_size)
     loop_options = dict(options)
     config = make_config(folder, **loop_options.pop("config"))
-    keeper = StoreKeeper(Store(folder), num_kept=3)
-    loop = make_loop(config, ranks=ranks, keeper=keeper, **loop_options)
+    writer = CheckpointWriter(Store(folder), num_kept=3)
+    loop = make_loop(config, ranks=ranks, writer=writer, **loop_options)
     _log_steps(loop, Path(folder) / f"seen-{rank}.txt")
-    keeper.restore(loop, ranks)
+    restore(loop, writer)
     loop.run()
-    keeper.finish()
-    found = {"rows": loop.rows, "seen": loop.task.clips.seen, "verdicts": loop.progress.verdicts}
+    writer.finish()
+    bad_videos = {row: bad.status for row, bad in loop.position.bad_videos.items()}
+    found = {"metrics_rows": loop.metrics_rows, "seen": loop.task.clips.seen, "bad_videos": bad_videos}
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     torch.save(loop.task.model.state_dict() | {"ema": loop.published_tensors()}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def restore(loop: Loop, writer: CheckpointWriter) -> None:
+    """Go on from the last state, if there is one."""
+    if (state := writer.load_last(loop.ranks)) is not None:
+        loop.restore(state)
 
 
 def _log_steps(loop: Loop, path: Path) -> None:
@@ -218,9 +220,9 @@ def _log_steps(loop: Loop, path: Path) -> None:
     step = loop._step
 
     def logged(batch: Batch) -> None:
-        rows = " ".join(str(int(row)) for row in batch.indices if row >= 0)
+        rows = " ".join(str(int(row)) for row in batch.rows if row >= 0)
         with path.open("a") as file:
-            file.write(f"{loop.progress.step} {loop.progress.epoch} {rows}\n")
+            file.write(f"{loop.position.step} {loop.position.epoch} {rows}\n")
         step(batch)
 
     loop._step = logged

@@ -19,17 +19,12 @@ from tests.support.videos import make_video
 from vidray.errors import TooManyFailuresError
 from vidray.sources.labels import LabelSource, load_labelled
 from vidray.training.config import TrainConfig
-from vidray.training.data.clip_source import (
-    BAD_VIDEOS_SCHEMA,
-    Batch,
-    ClipSource,
-    bad_videos_table,
-    check_failure_rate,
-    make_clip_source,
-)
+from vidray.training.data.bad_videos import BAD_VIDEOS_SCHEMA, BadVideo, bad_videos_table, check_failure_rate
+from vidray.training.data.batch import Batch
+from vidray.training.data.clip_source import ClipSource, make_clip_source
 from vidray.training.data.clips import ClipJob, ClipSpec, ClipWorker, MadeClip
 from vidray.training.data.order import epoch_order
-from vidray.training.data.pools import LocalPool, Pool
+from vidray.training.data.pools import ClipPool, LocalClipPool
 from vidray.types import Limits, ViewConfig
 
 VIEW = ViewConfig(num_frames=4, size=32, stride=1)
@@ -76,7 +71,7 @@ def source_of() -> Iterator[Callable[..., ClipSource]]:
     def make(table: pa.Table, *, rank: int = 0, world_size: int = 1, make_pool=None, **values: object) -> ClipSource:
         config = make_config(**values)
         if make_pool is None:
-            make_pool = functools.partial(LocalPool, num_parallel=2)
+            make_pool = functools.partial(LocalClipPool, num_parallel=2)
         source = make_clip_source(table, config, rank=rank, world_size=world_size, view=VIEW, make_pool=make_pool)
         sources.append(source)
         return source
@@ -89,9 +84,8 @@ def source_of() -> Iterator[Callable[..., ClipSource]]:
 def assert_equal(batches: list[Batch], others: list[Batch]) -> None:
     assert len(batches) == len(others)
     for one, other in zip(batches, others, strict=True):
-        for name in ("pixels", "labels", "weights", "indices"):
+        for name in ("pixels", "labels", "weights", "rows"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
-        assert one.epoch == other.epoch
 
 
 def videos_shown(batch: Batch) -> list[int]:
@@ -105,13 +99,13 @@ def test_an_epoch_shows_every_video_once_with_its_label(table: pa.Table, source_
     batches = list(source.batches(0))
     assert [batch.pixels.shape for batch in batches] == [(4, 4, 32, 32, 3)] * 4
     assert {batch.pixels.dtype for batch in batches} == {torch.uint8}
-    rows = torch.cat([batch.indices for batch in batches])
+    rows = torch.cat([batch.rows for batch in batches])
     assert rows[:NUM_VIDEOS].tolist() == epoch_order(np.zeros(NUM_VIDEOS, int), seed=0, epoch=0).rows.tolist()
     for batch in batches:
         good = batch.weights == 1
-        assert torch.equal(good, batch.indices >= 0)
+        assert torch.equal(good, batch.rows >= 0)
         shown = torch.tensor(videos_shown(batch))
-        assert torch.equal(shown[good].long(), batch.indices[good])
+        assert torch.equal(shown[good].long(), batch.rows[good])
         assert torch.equal(batch.labels, shown.long() % 2)
 
 
@@ -120,7 +114,7 @@ def test_the_last_batch_is_padded_with_clips_that_do_not_count(
 ) -> None:
     last = list(source_of(table).batches(0))[-1]
     assert last.weights.tolist() == [1, 1, 0, 0]
-    assert last.indices.tolist()[2:] == [-1, -1]
+    assert last.rows.tolist()[2:] == [-1, -1]
     shown = videos_shown(last)
     assert set(shown[2:]) <= set(shown[:2])
     assert last.labels.tolist() == [video % 2 for video in shown]
@@ -132,7 +126,7 @@ def test_ranks_share_a_global_batch_without_overlap(table: pa.Table, source_of: 
     assert {len(batches) for batches in parts} == {len(whole)} == {3}
     for step, batch in enumerate(whole):
         slots = [part[step] for part in parts]
-        assert torch.equal(torch.cat([slot.indices for slot in slots]), batch.indices)
+        assert torch.equal(torch.cat([slot.rows for slot in slots]), batch.rows)
         good = batch.weights == 1
         assert torch.equal(torch.cat([slot.pixels for slot in slots])[good], batch.pixels[good])
 
@@ -150,7 +144,7 @@ def test_a_resumed_epoch_is_the_tail_of_one_that_was_not_interrupted(
 def test_resuming_decodes_nothing_that_it_skips(table: pa.Table, source_of: Callable[..., ClipSource]) -> None:
     asked: list[int] = []
 
-    class Watched(LocalPool):
+    class Watched(LocalClipPool):
         def submit(self, jobs: list[ClipJob]) -> Future[list[MadeClip]]:  # type: ignore[override]
             asked.extend(job.row for job in jobs)
             return super().submit(jobs)
@@ -166,17 +160,21 @@ def test_a_position_within_a_global_batch_is_refused(table: pa.Table, source_of:
 
 
 def test_clips_are_the_same_whatever_makes_them(table: pa.Table, source_of: Callable[..., ClipSource]) -> None:
-    one = list(source_of(table, recipe="videomae", make_pool=functools.partial(LocalPool, num_parallel=1)).batches(0))
-    four = list(source_of(table, recipe="videomae", make_pool=functools.partial(LocalPool, num_parallel=4)).batches(0))
+    one = list(
+        source_of(table, recipe="videomae", make_pool=functools.partial(LocalClipPool, num_parallel=1)).batches(0)
+    )
+    four = list(
+        source_of(table, recipe="videomae", make_pool=functools.partial(LocalClipPool, num_parallel=4)).batches(0)
+    )
     assert_equal(one, four)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_ray_tasks_make_the_same_clips(table: pa.Table, source_of: Callable[..., ClipSource]) -> None:
-    from vidray.training.data.ray_pool import RayPool
+    from vidray.training.data.ray_pool import RayClipPool
 
     local = list(source_of(table).batches(0))
-    ray_pool = functools.partial(RayPool, num_parallel=2, cpus_per_task=0.5)
+    ray_pool = functools.partial(RayClipPool, num_parallel=2, cpus_per_task=0.5)
     assert_equal(list(source_of(table, make_pool=ray_pool).batches(0)), local)
 
 
@@ -184,7 +182,7 @@ def test_epochs_show_other_clips(table: pa.Table, source_of: Callable[..., ClipS
     moving = write_videos(tmp_path, [make_video(num_frames=40) for _ in range(4)])
     source = source_of(moving, flip=False)
     first, second = (
-        {int(i): p for b in source.batches(e) for i, p in zip(b.indices, b.pixels, strict=True)} for e in (0, 1)
+        {int(i): p for b in source.batches(e) for i, p in zip(b.rows, b.pixels, strict=True)} for e in (0, 1)
     )
     assert sum(not torch.equal(first[row], second[row]) for row in range(4)) >= 3
 
@@ -215,8 +213,8 @@ def poisoned_table(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     return table
 
 
-def poison_pool(spec: ClipSpec) -> Pool:
-    return LocalPool(dataclasses.replace(spec, child_module="tests.support.poison_child"), num_parallel=2)
+def poison_pool(spec: ClipSpec) -> ClipPool:
+    return LocalClipPool(dataclasses.replace(spec, child_module="tests.support.poison_child"), num_parallel=2)
 
 
 def test_bad_videos_keep_their_slots_and_nothing_stops(
@@ -224,7 +222,7 @@ def test_bad_videos_keep_their_slots_and_nothing_stops(
 ) -> None:
     source = source_of(poisoned_table, make_pool=poison_pool)
     batches, good = list(source.batches(0)), list(source_of(table).batches(0))
-    assert {row: source.verdicts[row] for row in sorted(source.verdicts)} == {
+    assert {row: bad.status for row, bad in sorted(source.bad_videos.items())} == {
         1: "corrupt",
         2: "decoder_crashed",
         5: "decode_timeout",
@@ -232,13 +230,13 @@ def test_bad_videos_keep_their_slots_and_nothing_stops(
         12: "not_found",
     }
     for batch, expected in zip(batches, good, strict=True):
-        assert torch.equal(batch.indices, expected.indices)
-        is_bad = torch.isin(batch.indices, torch.tensor([1, 2, 5, 9, 12]))
+        assert torch.equal(batch.rows, expected.rows)
+        is_bad = torch.isin(batch.rows, torch.tensor([1, 2, 5, 9, 12]))
         assert torch.equal(batch.weights, torch.where(is_bad, 0.0, expected.weights))
         keeps = batch.weights == 1
         assert torch.equal(batch.pixels[keeps], expected.pixels[keeps])
         shown = videos_shown(batch)
-        assert set(shown) <= set(batch.indices[keeps].tolist()), "a bad slot shows a good clip of its batch"
+        assert set(shown) <= set(batch.rows[keeps].tolist()), "a bad slot shows a good clip of its batch"
         assert batch.labels.tolist() == [video % 2 for video in shown], "with the label of what it shows"
 
 
@@ -249,15 +247,15 @@ def test_a_video_known_to_be_bad_is_not_decoded_again(
     batches = list(first.batches(0))
     asked: list[int] = []
 
-    class Watched(LocalPool):
+    class Watched(LocalClipPool):
         def submit(self, jobs: list[ClipJob]) -> Future[list[MadeClip]]:  # type: ignore[override]
             asked.extend(job.row for job in jobs)
             return super().submit(jobs)
 
     second = source_of(poisoned_table, make_pool=functools.partial(Watched, num_parallel=2))
-    second.verdicts.update(first.verdicts)
+    second.bad_videos.update(first.bad_videos)
     assert_equal(list(second.batches(0)), batches)
-    assert sorted(asked) == [row for row in range(NUM_VIDEOS) if row not in first.verdicts]
+    assert sorted(asked) == [row for row in range(NUM_VIDEOS) if row not in first.bad_videos]
 
 
 def test_a_batch_without_any_good_video_is_black_and_counts_nothing(
@@ -267,21 +265,21 @@ def test_a_batch_without_any_good_video_is_black_and_counts_nothing(
     (batch,) = source.batches(0)
     assert batch.weights.tolist() == [0, 0, 0, 0]
     assert not batch.pixels.any()
-    assert batch.labels.tolist() == [row % 2 for row in batch.indices.tolist()]
+    assert batch.labels.tolist() == [row % 2 for row in batch.rows.tolist()]
 
 
 def test_bad_videos_are_listed_and_fail_the_run_above_a_rate(table: pa.Table) -> None:
-    verdicts, messages = {9: "corrupt", 2: "not_found"}, {9: "damaged"}
-    listed = bad_videos_table(table, verdicts, messages)
+    bad_videos = {9: BadVideo(status="corrupt", message="damaged"), 2: BadVideo(status="not_found", message="")}
+    listed = bad_videos_table(table, bad_videos)
     assert listed.schema == BAD_VIDEOS_SCHEMA
     assert [(row["uri"][-6:], *list(row.values())[1:]) for row in listed.to_pylist()] == [
         ("02.mp4", "a", "train", "not_found", ""),
         ("09.mp4", "b", "train", "corrupt", "damaged"),
     ]
-    assert bad_videos_table(table, {}, {}).schema == BAD_VIDEOS_SCHEMA
-    check_failure_rate(verdicts, num_videos=40, max_rate=0.05)
+    assert bad_videos_table(table, {}).schema == BAD_VIDEOS_SCHEMA
+    check_failure_rate(bad_videos, num_videos=40, max_rate=0.05)
     with pytest.raises(TooManyFailuresError, match=r"2 of 39 training videos are bad \(1 corrupt, 1 not_found\)"):
-        check_failure_rate(verdicts, num_videos=39, max_rate=0.05)
+        check_failure_rate(bad_videos, num_videos=39, max_rate=0.05)
 
 
 def test_prefetching_changes_nothing_but_when_clips_are_made(
@@ -292,10 +290,10 @@ def test_prefetching_changes_nothing_but_when_clips_are_made(
     for epoch in (1, 0):  # the one that was prefetched, and one that was not
         for batch, expected in zip(source.batches(epoch), other.batches(epoch), strict=True):
             assert torch.equal(batch.pixels, expected.pixels)
-            assert torch.equal(batch.indices, expected.indices)
+            assert torch.equal(batch.rows, expected.rows)
 
 
-# -- the window -------------------------------------------------------------------------------------------------------
+# -- prefetching  ---------------------------------------------------------------------------------------------------
 
 
 class SlowPool:
@@ -346,10 +344,10 @@ def test_batches_are_in_order_whichever_clip_is_ready_first(
             pool.release(-1)  # the last one asked for
     consumer.join()
     order = epoch_order(np.zeros(NUM_VIDEOS, int), seed=0, epoch=0).rows.tolist()
-    assert torch.cat([batch.indices for batch in taken]).tolist() == [*order, -1, -1]
+    assert torch.cat([batch.rows for batch in taken]).tolist() == [*order, -1, -1]
 
 
-def test_no_more_than_a_window_is_under_way(table: pa.Table, source_of: Callable[..., ClipSource]) -> None:
+def test_a_bounded_number_of_clips_is_under_way(table: pa.Table, source_of: Callable[..., ClipSource]) -> None:
     many = pa.concat_tables([table] * 20)
     made: list[SlowPool] = []
 
@@ -410,7 +408,7 @@ def test_a_part_of_a_file_is_what_training_shows(tmp_path: Path) -> None:
     source = make_clip_source(table, make_config(), rank=0, world_size=1, view=VIEW)
     (batch,) = source.batches(0)
     source.close()
-    for row, pixels in zip(batch.indices.tolist(), batch.pixels, strict=True):
+    for row, pixels in zip(batch.rows.tolist(), batch.pixels, strict=True):
         if row >= 0:
             numbers = pixels.float().mean(dim=(1, 2, 3)) / 4
             first = (0, 30)[row]

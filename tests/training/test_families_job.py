@@ -46,7 +46,7 @@ def test_command_trains_a_new_head_on_two_workers_of_ray_and_leaves_the_backbone
     make_videos(tmp_path / "videos")
     places = ["--source", str(tmp_path / "videos"), "--model", str(model), "--output", str(tmp_path / "out")]
     flags = ["--workers", "2", "--device", "cpu", "--epochs", "2", "--freeze-backbone", "--no-flip"]
-    assert cli.main(["train", *places, *flags, "--learning-rate", "0.01", "--global-batch-size", "4"]) == 0
+    assert cli(["train", *places, *flags, "--learning-rate", "0.01", "--global-batch-size", "4"]) == 0
     assert "is finished: accuracy" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) == on_interrupt
 

@@ -52,7 +52,7 @@ def trained(dataset, tmp_path_factory) -> Path:
         max_scale=1.0,
         flip=False,
     )
-    figures = train(config, say=print)
+    figures = train(config, log=print)
     torch.set_num_threads(before)
     assert figures["accuracy"] == 1.0
     assert figures["num_videos"] == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -10,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support import runs
-from tests.support.training_parts import make_config, make_loop, run_workers, start_workers
+from tests.support.training_parts import make_config, make_loop, make_model, restore, run_workers, start_workers
 from vidray.errors import RunError
 from vidray.storage.store import Store
-from vidray.training.loop.checkpoint_writer import StoreKeeper
+from vidray.training.data.bad_videos import BadVideo
+from vidray.training.loop.checkpoint_writer import CheckpointWriter
 from vidray.training.loop.loop import Loop
-from vidray.training.loop.ranks import Ranks
+from vidray.training.loop.position import TrainingPosition
+from vidray.training.loop.state import State, StateStore
 
 ALL_ON = {
     "epochs": 2,
@@ -49,8 +53,8 @@ def losses(rows: list[dict[str, Any]]) -> list[float]:
 def test_it_learns():
     loop = make_loop(make_config(epochs=8))
     loop.run()
-    assert losses(loop.rows)[0] > 0.9
-    assert losses(loop.rows)[-1] < 0.5
+    assert losses(loop.metrics_rows)[0] > 0.9
+    assert losses(loop.metrics_rows)[-1] < 0.5
 
 
 def test_two_workers_have_the_losses_of_one_with_an_uneven_last_batch_and_a_bad_video(tmp_path):
@@ -59,11 +63,11 @@ def test_two_workers_have_the_losses_of_one_with_an_uneven_last_batch_and_a_bad_
     two = run_workers(2, tmp_path / "two", options)
     one = make_loop(make_config(global_batch_size=8), bad=[5])
     one.run()
-    assert losses(two[0]["rows"]) == losses(two[1]["rows"])
-    assert losses(two[0]["rows"]) == pytest.approx(losses(one.rows), rel=1e-4)
-    assert two[0]["verdicts"] == two[1]["verdicts"] == {"5": "corrupt"}
-    assert [row["num_clips"] for row in one.rows if row["kind"] == "train"] == [
-        row["num_clips"] for row in two[0]["rows"] if row["kind"] == "train"
+    assert losses(two[0]["metrics_rows"]) == losses(two[1]["metrics_rows"])
+    assert losses(two[0]["metrics_rows"]) == pytest.approx(losses(one.metrics_rows), rel=1e-4)
+    assert two[0]["bad_videos"] == two[1]["bad_videos"] == {"5": "corrupt"}
+    assert [row["num_clips"] for row in one.metrics_rows if row["kind"] == "train"] == [
+        row["num_clips"] for row in two[0]["metrics_rows"] if row["kind"] == "train"
     ]
 
 
@@ -71,7 +75,7 @@ def test_gradient_accumulation_does_not_change_the_losses():
     whole, parts = (make_loop(make_config(micro_batch_size=size)) for size in (None, 3))
     whole.run()
     parts.run()
-    assert losses(parts.rows) == pytest.approx(losses(whole.rows), rel=1e-4)
+    assert losses(parts.metrics_rows) == pytest.approx(losses(whole.metrics_rows), rel=1e-4)
 
 
 def test_a_bad_video_weighs_nothing():
@@ -80,9 +84,10 @@ def test_a_bad_video_weighs_nothing():
     good_row = 21
     views, label = loop.task.clips._pixels[good_row : good_row + 1], torch.tensor([loop.task.clips.labels[good_row]])
     with torch.no_grad():
-        expected = loop._losses(views, label, loop._reseed(0)).item()
+        loop._seed_forward(0)
+        expected = loop._losses(views, label).item()
     loop.run()
-    assert losses(loop.rows)[0] == pytest.approx(expected, rel=1e-5)
+    assert losses(loop.metrics_rows)[0] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["videomae", "conv"])
@@ -143,16 +148,16 @@ def assert_steps_saw_the_same(whole: Path, killed: Path) -> None:
 
 
 def run_with_store(folder: Path, *, stop_at: int | None = None, **values: Any) -> Loop:
-    keeper = StoreKeeper(Store(str(folder)), num_kept=3, say=lambda text: None)
-    loop = make_loop(make_config(folder, **ALL_ON | values), keeper=keeper)
-    keeper.restore(loop, Ranks())
+    writer = CheckpointWriter(Store(str(folder)), num_kept=3, log=lambda text: None)
+    loop = make_loop(make_config(folder, **ALL_ON | values), writer=writer)
+    restore(loop, writer)
     if stop_at is not None:
         stop(loop, stop_at)
     try:
         loop.run()
     except KeyboardInterrupt:
         assert stop_at is not None
-    keeper.finish()
+    writer.finish()
     return loop
 
 
@@ -160,7 +165,7 @@ def stop(loop: Loop, at: int) -> None:
     step = loop._step
 
     def stopping(batch: Any) -> None:
-        if loop.progress.step == at:
+        if loop.position.step == at:
             raise KeyboardInterrupt
         step(batch)
 
@@ -171,22 +176,61 @@ def test_the_lines_of_metrics_come_once_each_whatever_was_repeated(tmp_path):
     whole = run_with_store(tmp_path / "whole")
     run_with_store(tmp_path / "stopped", stop_at=3)
     resumed = run_with_store(tmp_path / "stopped")
-    assert losses(resumed.rows) == losses(whole.rows)
-    assert [row["step"] for row in resumed.rows] == [row["step"] for row in whole.rows]
-    assert (tmp_path / "stopped/metrics.jsonl").read_text().count("\n") == len(whole.rows)
+    assert losses(resumed.metrics_rows) == losses(whole.metrics_rows)
+    assert [row["step"] for row in resumed.metrics_rows] == [row["step"] for row in whole.metrics_rows]
+    assert (tmp_path / "stopped/metrics.jsonl").read_text().count("\n") == len(whole.metrics_rows)
 
 
 def test_a_resumed_run_keeps_best_and_patience(tmp_path):
     whole = run_with_store(tmp_path / "whole", epochs=4, patience=2)
     run_with_store(tmp_path / "stopped", epochs=4, patience=2, stop_at=9)
     resumed = run_with_store(tmp_path / "stopped", epochs=4, patience=2)
-    assert resumed.progress == whole.progress
+    assert resumed.position == whole.position
+
+
+def test_a_state_of_an_earlier_version_is_resumed_and_new_ones_have_its_layout(tmp_path):
+    """Names in the files of a state outlive the names in the code."""
+    config = make_config(tmp_path, global_batch_size=8, ema_decay=0.9)
+    weights = make_model("conv")[0].state_dict()
+    stored = {
+        **{"epoch": 1, "samples": 8, "step": 4, "best_step": 3, "best_key": [0.5, -2.0], "best_epoch": 0},
+        **{"num_without_gain": 0, "is_over": False, "verdicts": {"5": "corrupt"}, "messages": {"5": "no header"}},
+    }
+    averages = {name: tensor + 1 for name, tensor in weights.items()}
+    tensors = {"model": weights, "optimizer": {}, "ema": averages}
+    StateStore(Store(str(tmp_path))).save(
+        State(step=4, values=stored, tensors=tensors, texts={"metrics.jsonl": '{"step": 3, "kind": "train"}\n'})
+    )
+    writer = CheckpointWriter(Store(str(tmp_path)), num_kept=3)
+    loop = make_loop(config, kind="conv", writer=writer)
+    restore(loop, writer)
+    assert loop.position == TrainingPosition(
+        epoch=1,
+        samples=8,
+        step=4,
+        best_step=3,
+        best_key=[0.5, -2.0],
+        best_epoch=0,
+        bad_videos={5: BadVideo(status="corrupt", message="no header")},
+    )
+    assert loop.task.clips.bad_videos == loop.position.bad_videos
+    assert all(torch.equal(tensor, averages[name]) for name, tensor in loop.published_tensors().items())
+
+    loop.run()
+    writer.finish()
+    folder = tmp_path / "_train/state/step-00000006"
+    files = json.loads((folder / "COMMIT.json").read_text())["files"]
+    assert set(files) == {*(f"{name}.safetensors" for name in tensors), "metrics.jsonl", "state.json"}
+    values = json.loads((folder / files["state.json"]["file"]).read_text())
+    assert values.keys() == stored.keys()
+    assert (values["verdicts"], values["messages"]) == ({"5": "corrupt"}, {"5": "no header"})
+    assert load_file(folder / files["ema.safetensors"]["file"]).keys() == weights.keys()
 
 
 def test_a_finished_loop_trains_nothing_more(tmp_path):
     first = run_with_store(tmp_path)
     again = run_with_store(tmp_path)
-    assert again.progress == first.progress
+    assert again.position == first.position
     assert again.task.clips.seen == []
 
 
@@ -194,29 +238,29 @@ def test_training_stops_early_when_nothing_gets_better():
     """The validation of these loops is worse the larger the weights are, and they only grow."""
     loop = make_loop(make_config(epochs=9, patience=2, learning_rate=0.05, weight_decay=0.0))
     loop.run()
-    assert loop.progress.epoch < 9
-    assert loop.progress.num_without_gain == 2
+    assert loop.position.epoch < 9
+    assert loop.position.num_without_gain == 2
 
 
 def test_a_notice_saves_the_state_at_once(tmp_path):
-    keeper = StoreKeeper(Store(str(tmp_path)), num_kept=9)
+    writer = CheckpointWriter(Store(str(tmp_path)), num_kept=9)
     loop = make_loop(
-        make_config(epochs=1, global_batch_size=1, save_every_steps=1000), keeper=keeper, notice=lambda: True
+        make_config(epochs=1, global_batch_size=1, save_every_steps=1000), writer=writer, is_preempted=lambda: True
     )
     loop.run()
-    keeper.finish()
+    writer.finish()
     assert [path.name for path in sorted((tmp_path / "_train/state").iterdir())] == ["step-00000010", "step-00000022"]
 
 
 def test_slow_steps_ask_for_a_notice_each_time(tmp_path, monkeypatch):
     """Ten of them would outlast the half minute that a node may have."""
-    monkeypatch.setattr("vidray.training.loop.loop.NOTICE_EVERY_SECONDS", 1e-9)  # to which any step is slow
-    keeper = StoreKeeper(Store(str(tmp_path)), num_kept=9)
+    monkeypatch.setattr("vidray.training.loop.loop.PREEMPTION_CHECK_SECONDS", 1e-9)  # to which any step is slow
+    writer = CheckpointWriter(Store(str(tmp_path)), num_kept=9)
     loop = make_loop(
-        make_config(epochs=1, global_batch_size=1, save_every_steps=1000), keeper=keeper, notice=lambda: True
+        make_config(epochs=1, global_batch_size=1, save_every_steps=1000), writer=writer, is_preempted=lambda: True
     )
     loop.run()
-    keeper.finish()
+    writer.finish()
     assert [path.name for path in sorted((tmp_path / "_train/state").iterdir())] == ["step-00000002", "step-00000022"]
 
 
@@ -231,7 +275,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_advice():
 def test_lines_of_metrics_say_where_the_time_went():
     loop = make_loop(make_config(epochs=1))
     loop.run()
-    row = loop.rows[0]
+    row = loop.metrics_rows[0]
     parts = [row[f"{name}_seconds"] for name in ("data_wait", "forward_backward", "communication", "optimizer")]
     assert all(part > 0 for part in parts)
     assert sum(parts) <= row["total_seconds"] * 1.01
@@ -241,7 +285,7 @@ def test_bf16_checkpointing_class_weights_and_ema_run_and_learn():
     loop = make_loop(make_config(epochs=8, precision="bf16", class_weights=True, ema_decay=0.5))
     loop.task.model.gradient_checkpointing_enable({"use_reentrant": False})
     loop.run()
-    assert losses(loop.rows)[-1] < 0.6
+    assert losses(loop.metrics_rows)[-1] < 0.6
 
 
 def test_gradient_checkpointing_changes_no_loss():
@@ -249,4 +293,4 @@ def test_gradient_checkpointing_changes_no_loss():
     checkpointed.task.model.gradient_checkpointing_enable({"use_reentrant": False})
     for loop in (plain, checkpointed):
         loop.run()
-    assert losses(checkpointed.rows) == losses(plain.rows)
+    assert losses(checkpointed.metrics_rows) == losses(plain.metrics_rows)

@@ -11,7 +11,8 @@ import torch
 
 from vidray.errors import RunError, UsageError
 from vidray.storage.store import Store
-from vidray.training.loop.state import Background, DamagedStateError, State, StateStore, step_name
+from vidray.training.loop.background import BackgroundThread
+from vidray.training.loop.state import DamagedStateError, State, StateStore, step_name
 
 
 def make_state(step: int) -> State:
@@ -54,11 +55,11 @@ def test_a_state_without_its_commit_is_as_if_never_begun_and_is_written_again(st
     states = StateStore(store)
     states.save(make_state(2))
     store.create("_train/state/step-00000004/abc-model.safetensors", b"half")
-    said: list[str] = []
-    loaded = states.load_last(say=said.append)
+    logged: list[str] = []
+    loaded = states.load_last(log=logged.append)
     assert loaded is not None
     assert loaded.step == 2
-    assert said == []
+    assert logged == []
     states.save(make_state(4))
     assert states.load(4).step == 4
 
@@ -71,12 +72,12 @@ def test_a_damaged_last_state_is_named_and_the_one_before_taken(tmp_path, damage
     folder = tmp_path / "_train/state/step-00000004"
     victim = folder / "COMMIT.json" if damage == "commit" else next(folder.glob("*-model.safetensors"))
     harm(victim, damage)
-    said: list[str] = []
-    loaded = states.load_last(say=said.append)
+    logged: list[str] = []
+    loaded = states.load_last(log=logged.append)
     assert loaded is not None
     assert loaded.step == 2
-    assert len(said) == 1
-    assert "step-00000004 is damaged, falling back" in said[0]
+    assert len(logged) == 1
+    assert "step-00000004 is damaged, falling back" in logged[0]
     states.save(make_state(4))
     assert states.load(4).step == 4, "the damaged state must not block the step when it comes again"
 
@@ -97,7 +98,7 @@ def test_when_all_states_are_damaged_the_run_stops_instead_of_starting_anew_in_s
     states.save(make_state(2))
     harm(next(tmp_path.glob("_train/state/*/*-model.safetensors")), "missing")
     with pytest.raises(RunError, match="all 1 saved states"):
-        states.load_last(say=lambda text: None)
+        states.load_last(log=lambda text: None)
 
 
 def test_restart_from_chooses_a_state_and_forgets_later_ones(store):
@@ -105,8 +106,8 @@ def test_restart_from_chooses_a_state_and_forgets_later_ones(store):
     for step in (2, 4, 6):
         states.save(make_state(step))
     with pytest.raises(UsageError, match=r"step-00000003.*step-00000002, step-00000004, step-00000006"):
-        states.load_last(say=print, restart_from="step-00000003")
-    loaded = states.load_last(say=print, restart_from="step-00000004")
+        states.load_last(log=print, restart_from="step-00000003")
+    loaded = states.load_last(log=print, restart_from="step-00000004")
     assert loaded is not None
     assert loaded.step == 4
     assert states.committed() == [2, 4]
@@ -128,7 +129,7 @@ def test_loading_what_is_not_there_is_damage_not_a_crash(store):
 def test_the_background_keeps_the_order_and_reports_a_failure():
     order: list[int] = []
     gate = threading.Event()
-    background = Background()
+    background = BackgroundThread()
     background.submit(lambda: (gate.wait(10), order.append(1)))
     background.submit(lambda: order.append(2))
     assert order == []

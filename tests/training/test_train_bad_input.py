@@ -48,7 +48,7 @@ def source(clips, tmp_path) -> Path:
 
 
 def train(source: object, model: object, output: object, *flags: str) -> int:
-    return cli.main(["train", "--source", str(source), "--model", str(model), "--output", str(output), *FLAGS, *flags])
+    return cli(["train", "--source", str(source), "--model", str(model), "--output", str(output), *FLAGS, *flags])
 
 
 def empty(source: Path) -> None:

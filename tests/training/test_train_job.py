@@ -79,7 +79,7 @@ def model(tmp_path_factory) -> Path:
 def trained(videos, model, tmp_path_factory) -> TrainConfig:
     """A finished run."""
     finished = config(videos, model, tmp_path_factory.mktemp("trained") / "out")
-    train(finished, say=lambda text: None)
+    train(finished, log=lambda text: None)
     return finished
 
 
@@ -109,7 +109,7 @@ def test_motion_is_learnt(trained):
 def test_a_model_of_single_frames_does_not_learn_it(videos, tmp_path):
     """Else the task above could be solved without seeing motion."""
     model = make_model(tmp_path / "model", num_frames=1, tubelet_size=1)
-    figures = train(config(videos, model, tmp_path / "out", epochs=8), say=lambda text: None)
+    figures = train(config(videos, model, tmp_path / "out", epochs=8), log=lambda text: None)
     assert figures["accuracy"] <= 0.8
 
 
@@ -135,7 +135,7 @@ def test_evaluate_gives_the_same_figures_and_writes_what_it_saw(trained, videos,
         csv.writer(file).writerows([["uri", "label"], *rows])
     output = tmp_path / "evaluated"
     figures = evaluate(
-        EvaluateConfig(source=(str(listing),), model=trained.output, output=str(output)), say=lambda text: None
+        EvaluateConfig(source=(str(listing),), model=trained.output, output=str(output)), log=lambda text: None
     )
     metrics = facts(trained.output)["metrics"]
     for name in ("accuracy", "nll", "ece", "view_accuracy", "num_videos", "per_class"):
@@ -180,7 +180,7 @@ def test_the_published_folder_says_all_about_the_run(trained):
 def test_a_finished_output_says_so_and_does_nothing(trained):
     before = {path: path.stat().st_mtime_ns for path in Path(trained.output).rglob("*")}
     said: list[str] = []
-    assert train(trained, say=said.append) == facts(trained.output)["metrics"]
+    assert train(trained, log=said.append) == facts(trained.output)["metrics"]
     assert "is finished already" in said[-1]
     assert {path: path.stat().st_mtime_ns for path in Path(trained.output).rglob("*")} == before
 
@@ -233,7 +233,7 @@ def test_labels_with_odd_names_survive(few, model, tmp_path):
         rows = [[str(path), names[path.parent.name]] for path in sorted(few.glob("*/*.mp4"))]
         csv.writer(file).writerows([["uri", "label"], *rows])
     said: list[str] = []
-    train(small(listing, model, tmp_path / "out", epochs=1), say=said.append)
+    train(small(listing, model, tmp_path / "out", epochs=1), log=said.append)
     assert facts(tmp_path / "out")["labels"] == sorted(names.values())
     published = json.loads((tmp_path / "out/config.json").read_text())
     assert set(published["label2id"]) == set(names.values())
@@ -241,7 +241,7 @@ def test_labels_with_odd_names_survive(few, model, tmp_path):
 
 def test_the_head_begins_anew_for_other_labels_and_is_kept_for_the_same(few, model, trained, tmp_path):
     again = small(few, Path(trained.output), tmp_path / "again", epochs=1, learning_rate=1e-9)
-    assert train(again, say=lambda text: None)["num_videos"] > 0
+    assert train(again, log=lambda text: None)["num_videos"] > 0
     before, after = (_weights(Path(folder))["classifier.weight"] for folder in (trained.output, tmp_path / "again"))
     torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
 
@@ -259,11 +259,11 @@ def test_the_command_trains_on_an_s3_store_and_evaluates(few, model, s3_bucket, 
     fs.put(str(few) + "/", f"{root}/videos/", recursive=True)
     arguments = ["--source", f"{s3_bucket}/videos", "--output", f"{s3_bucket}/out", "--model", str(model)]
     flags = ["--epochs", "1", "--views", "1x1", "--span", "full", "--no-flip", "--ema-decay", "0.9"]
-    assert cli.main(["train", *arguments, *flags]) == 0
+    assert cli(["train", *arguments, *flags]) == 0
     assert "is finished: accuracy" in capsys.readouterr().out
-    assert cli.main(["evaluate", "--source", f"{s3_bucket}/videos", "--model", f"{s3_bucket}/out"]) == 0
+    assert cli(["evaluate", "--source", f"{s3_bucket}/videos", "--model", f"{s3_bucket}/out"]) == 0
     assert "num_videos: 12" in capsys.readouterr().out
-    assert cli.main(["train", *arguments, *flags, "--epochs", "3"]) == 2
+    assert cli(["train", *arguments, *flags, "--epochs", "3"]) == 2
 
 
 def test_flags_win_over_the_recipe():
@@ -279,7 +279,7 @@ def test_relative_places_are_the_same_to_workers_that_run_elsewhere(few, model, 
     monkeypatch.chdir(tmp_path)
     for name, target in (("videos", few), ("base", model)):
         (tmp_path / name).symlink_to(target)
-    train(small(Path("videos"), Path("base"), Path("out"), epochs=1), say=lambda text: None)
+    train(small(Path("videos"), Path("base"), Path("out"), epochs=1), log=lambda text: None)
     settings = json.loads((tmp_path / "out" / "_train" / "settings.json").read_text())
     assert settings["source"] == [str(tmp_path / "videos")]
     assert settings["model"] == str(tmp_path / "base")

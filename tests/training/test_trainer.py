@@ -21,12 +21,10 @@ from safetensors.torch import load_file
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
 from vidray.cli.demo import motion_video
-from vidray.errors import UsageError
 from vidray.training.config import TrainConfig
 from vidray.training.loop.ranks import Ranks
-from vidray.training.plan import prepare
-from vidray.training.trainer import plan_layout
-from vidray.training.worker import Surroundings, work
+from vidray.training.plan import prepare_output
+from vidray.training.worker import WorkerContext, run_worker
 
 FLAGS = {
     "workers": 3,
@@ -45,25 +43,6 @@ FLAGS = {
     "validation_share": 0.15,
     "max_failure_rate": 0.2,
 }
-
-
-def test_workers_that_leave_no_cpu_for_decoding_are_refused_with_what_to_do():
-    """They would wait for ever, without a word."""
-    with pytest.raises(UsageError, match=r"left for decoding.*wait for ever"):
-        plan_layout(make_config(Path(), Path(), Path(), workers=7), {"CPU": 2.0})
-
-
-def test_more_workers_than_gpus_are_refused():
-    with pytest.raises(UsageError, match=r"--workers 3: the cluster has 2 GPUs"):
-        plan_layout(make_config(Path(), Path(), Path()), {"CPU": 16.0, "GPU": 2.0})
-
-
-def test_on_gpus_the_other_cpus_decode():
-    on_gpu, layout = plan_layout(
-        make_config(Path(), Path(), Path(), workers=2, decoders=None), {"CPU": 18.0, "GPU": 2.0}
-    )
-    assert on_gpu
-    assert (layout.num_parallel, layout.cpus_per_task) == (8, 1.0)
 
 
 def make_config(videos: Path, model: Path, output: Path, **values: Any) -> TrainConfig:
@@ -92,7 +71,7 @@ def undisturbed(videos, model, tmp_path_factory) -> Path:
     """The output of three plain processes over gloo, without Ray and without any death."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     config = make_config(videos, model, output)
-    prepare(config, say=lambda text: None)
+    prepare_output(config, log=lambda text: None)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -110,7 +89,7 @@ def undisturbed(videos, model, tmp_path_factory) -> Path:
 def _work(config: TrainConfig, rank: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=3)
-    work(config, Surroundings(ranks=Ranks(rank=rank, world_size=3), say=lambda text: None))
+    run_worker(config, WorkerContext(ranks=Ranks(rank=rank, world_size=3), log=lambda text: None))
     dist.destroy_process_group()
 
 
@@ -121,7 +100,7 @@ from vidray.cli import main as cli
 
 # More CPUs than this machine has, so that three workers and their decoders fit.
 ray.init(address="local", num_cpus=6, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-sys.exit(cli.main(["train", *sys.argv[1:]]))
+sys.exit(cli(["train", *sys.argv[1:]]))
 """
 
 

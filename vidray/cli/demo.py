@@ -229,7 +229,7 @@ def _train(config: DemoConfig, folder: Path, number: str) -> None:
     }
     _say(number, _command("train", places | flags))
     job.train(
-        TrainConfig(**flags, **places | {"source": (places["source"],)}), say=lambda text: print(text, flush=True)
+        TrainConfig(**flags, **places | {"source": (places["source"],)}), log=lambda text: print(text, flush=True)
     )
 
 

@@ -138,7 +138,7 @@ def train(arguments: list[str]) -> int:
     config = parse(TrainConfig, arguments, prog="vidray train")
     from vidray.training import job
 
-    job.train(config, say=_say)
+    job.train(config, log=_say)
     return 0
 
 
@@ -149,7 +149,7 @@ def evaluate(arguments: list[str]) -> int:
     config = parse(EvaluateConfig, arguments, prog="vidray evaluate")
     from vidray.training import job
 
-    job.evaluate(config, say=_say)
+    job.evaluate(config, log=_say)
     return 0
 
 

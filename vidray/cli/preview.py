@@ -27,7 +27,7 @@ from vidray.storage.fetch import fetch
 from vidray.storage.store import Store
 from vidray.training.config import RecipeName, TrainConfig
 from vidray.training.data.augment import augment_config, crop_config
-from vidray.training.data.clips import ClipJob, ClipSpec, ClipWorker, time_range_of, video_of
+from vidray.training.data.clips import ClipSpec, ClipWorker, job_of, time_range_of, video_of
 from vidray.training.data.order import clip_seed, epoch_order
 from vidray.types import Limits, Span, ViewConfig
 
@@ -158,10 +158,9 @@ def training_clips(table: pa.Table, training: TrainConfig, *, config: PreviewCon
     order = epoch_order(labels, seed=config.seed, epoch=config.epoch, balanced=config.balanced_sampling)
     jobs, captions = [], []
     for row, occurrence in list(zip(order.rows.tolist(), order.occurrences.tolist(), strict=True))[: config.num_videos]:
-        values = table.slice(row, 1).to_pylist()[0]
         seed = clip_seed(seed=config.seed, epoch=config.epoch, row=row, occurrence=occurrence)
-        jobs.append(ClipJob(row=row, video=video_of(values), time_range=time_range_of(values), seed=seed))
-        captions.append(_caption(values))
+        jobs.append(job_of(table, row, seed=seed))
+        captions.append(_caption(table.slice(row, 1).to_pylist()[0]))
     crop, augment = crop_config(training, view), augment_config(training, view)
     with ClipWorker(ClipSpec(view=view, crop=crop, augment=augment, limits=config.limits)) as worker:
         made = worker.make(jobs)

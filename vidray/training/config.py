@@ -1,6 +1,6 @@
 """What a fine-tuning run is asked for: one definition for the flags, the config file and the library.
 
-A recipe gives the defaults of everything in ``Hyper``; a flag that is typed wins. ``TrainConfig.hyper`` is the result.
+A recipe gives the defaults of all ``Hyperparameters``; a flag that is typed wins. ``TrainConfig.hyper`` is the result.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ RecipeName = Literal["guide", "videomae"]
 Schedule = Literal["cosine", "linear", "constant"]
 Metric = Literal["accuracy", "mean_class_accuracy", "top5_accuracy", "nll"]
 Tracker = Literal["wandb", "mlflow"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Hyper:
-    """How to train: every figure that a recipe sets. Nothing here is optional any more."""
+class Hyperparameters:
+    """How to train: every figure that a recipe sets, with the flags put in their place."""
 
     epochs: int
     """Passes over the training videos."""
@@ -196,9 +198,9 @@ class TrainConfig:
 
     workers: int = 1
     """Training processes, one per GPU if there are GPUs. 1 without a cluster trains in this process."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where the model trains. auto: on GPUs if there are any."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """bf16: autocast. auto: bf16 on GPUs that have it, else fp32."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
@@ -246,24 +248,24 @@ class TrainConfig:
         require(is_step, "--restart-from", restart, "like step-00001200")
 
     @property
-    def hyper(self) -> Hyper:
+    def hyper(self) -> Hyperparameters:
         """The recipe's figures with what was asked for put in their place."""
-        names = [item.name for item in dataclasses.fields(Hyper)]
+        names = [item.name for item in dataclasses.fields(Hyperparameters)]
         asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         values = _RECIPES[self.recipe] | asked
         values.setdefault("learning_rate", _VIDEOMAE_BASE_RATE * self.global_batch_size / 256)
         values.setdefault("warmup_share", min(_VIDEOMAE_WARMUP_EPOCHS / values["epochs"], 0.5))
-        return Hyper(**values)
+        return Hyperparameters(**values)
 
     def view(self, base: ViewConfig) -> ViewConfig:
         """The model's view config with what was asked for: that of the last validation and of the checkpoint."""
-        return _asked_view(base, self.views, span=self.span, stride=self.stride, aggregation=self.aggregation)
+        return _override_view(base, self.views, span=self.span, stride=self.stride, aggregation=self.aggregation)
 
     def settings(self) -> dict[str, Any]:
         """Plain values of all that decides on the result, for an output to refuse a run with others."""
         values = dataclasses.asdict(self)
-        kept = {name: value for name, value in values.items() if name not in _NO_MATTER}
-        return _plain(kept | dataclasses.asdict(self.hyper))
+        kept = {name: value for name, value in values.items() if name not in _MAY_DIFFER_ON_RESUME}
+        return _as_json(kept | dataclasses.asdict(self.hyper))
 
 
 _COUNTS = (
@@ -272,7 +274,7 @@ _COUNTS = (
 )
 _SHARES = ("warmup_share", "drop_path", "label_smoothing", "erasing", "ema_decay", "validation_share")
 _NOT_NEGATIVE = ("learning_rate", "weight_decay", "mixup", "cutmix", "clip_norm", "randaugment", "patience", "seed")
-_NO_MATTER = frozenset(
+_MAY_DIFFER_ON_RESUME = frozenset(
     {
         *("output", "config", "recipe", "workers", "micro_batch_size", "threads", "max_restarts", "decoders"),
         *("ray_address", "save_every_steps", "keep_states", "restart_from", "log_every_steps", "log_to", "push_to_hub"),
@@ -304,9 +306,9 @@ class EvaluateConfig:
     """Frames between two sampled frames, at 30 frames per second. Default: from the checkpoint."""
     aggregation: Aggregation | None = None
     """How views become one answer. Default: from the checkpoint."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where the model runs."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the model. auto: bf16 on a GPU that has it, else fp32."""
     decoders: int | None = None
     """Videos decoded at once. Default: from the CPUs."""
@@ -327,15 +329,15 @@ class EvaluateConfig:
 
     def view(self, base: ViewConfig) -> ViewConfig:
         """The checkpoint's view config with what was asked for on the command line put in its place."""
-        return _asked_view(base, self.views, span=self.span, stride=self.stride, aggregation=self.aggregation)
+        return _override_view(base, self.views, span=self.span, stride=self.stride, aggregation=self.aggregation)
 
 
-def _asked_view(base: ViewConfig, views: str | None, **asked: Any) -> ViewConfig:
+def _override_view(base: ViewConfig, views: str | None, **asked: Any) -> ViewConfig:
     if views is not None:
         asked["num_clips"], asked["num_crops"] = parse_views(views) or (1, 1)
     return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
     """As JSON would give them back."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

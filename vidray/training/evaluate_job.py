@@ -15,16 +15,25 @@ import torch
 
 from vidray.checkpoints.checkpoint import Checkpoint, load_model
 from vidray.cpu_tuning import keep_freed_memory
-from vidray.errors import UsageError
 from vidray.models.processors import check_view
 from vidray.storage.store import Store
-from vidray.training import report
 from vidray.training.config import EvaluateConfig
-from vidray.training.evaluate import Judge, Verdicts, evaluate, video_scores
-from vidray.training.loop.checkpoint_writer import replace
+from vidray.training.device import choose_device, use_bf16
+from vidray.training.evaluate import EvalResults, EvalSpec, evaluate, video_scores
+from vidray.training.loop.checkpoint_writer import overwrite
 from vidray.training.loop.ranks import Ranks
+from vidray.training.report import draw_report
 
-_SHOWN = ("num_videos", "num_failed", "num_views", "accuracy", "top5_accuracy", "mean_class_accuracy", "nll", "ece")
+_LOGGED_FIGURES = (
+    "num_videos",
+    "num_failed",
+    "num_views",
+    "accuracy",
+    "top5_accuracy",
+    "mean_class_accuracy",
+    "nll",
+    "ece",
+)
 
 
 def evaluate_checkpoint(
@@ -33,14 +42,14 @@ def evaluate_checkpoint(
     table: pa.Table,
     store: Store | None,
     *,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """Figures of a checkpoint on the rows of ``table``, in this process."""
-    device = _device(config)
-    dtype = _dtype(config, device)
+    device = choose_device(config.device)
+    dtype = torch.bfloat16 if use_bf16(config.precision, device) else torch.float32
     view = config.view(checkpoint.view)
     check_view(view, config=checkpoint.config, family=checkpoint.family)
-    judge = Judge(
+    spec = EvalSpec(
         table=table,
         labels=checkpoint.labels,
         family=checkpoint.family,
@@ -53,55 +62,37 @@ def evaluate_checkpoint(
     if device.type == "cpu":
         keep_freed_memory()
     model = load_model(checkpoint, dtype=dtype).to(device)
-    figures, verdicts = evaluate(model, judge, Ranks(device=device), dtype=dtype)
-    say("\n".join(f"{name}: {figures[name]:.6g}" for name in _SHOWN))
+    figures, results = evaluate(model, spec, Ranks(device=device), dtype=dtype)
+    log("\n".join(f"{name}: {figures[name]:.6g}" for name in _LOGGED_FIGURES))
     if store is not None:
-        _write(figures, verdicts, judge, store)
-        say(f"written to {store.uri}: metrics.json, evaluation.parquet, report/")
+        _write_results(figures, results, spec, store)
+        log(f"written to {store.uri}: metrics.json, evaluation.parquet, report/")
     return figures
 
 
-def predictions_table(verdicts: Verdicts, judge: Judge) -> pa.Table:
-    """One row per video: uri, label, what was said, its score, and the status."""
+def predictions_table(results: EvalResults, spec: EvalSpec) -> pa.Table:
+    """One row per video: uri, label, status, error, the predicted label and its score."""
     rows = []
-    for row, values in enumerate(judge.table.select(["uri", "label"]).to_pylist()):
-        if row in verdicts.failures:
-            status, message = verdicts.failures[row]
-            rows.append({**values, "status": status, "error": message, "predicted": None, "score": None})
+    for row, values in enumerate(spec.table.select(["uri", "label"]).to_pylist()):
+        if (bad := results.bad_videos.get(row)) is not None:
+            rows.append({**values, "status": bad.status, "error": bad.message, "predicted": None, "score": None})
             continue
-        scores = video_scores(verdicts.logits[row], judge)
+        scores = video_scores(results.logits[row], spec)
         best = int(scores.argmax())
-        said = {"predicted": judge.labels[best], "score": float(scores[best])}
-        rows.append({**values, "status": "ok", "error": None, **said})
+        prediction = {"predicted": spec.labels[best], "score": float(scores[best])}
+        rows.append({**values, "status": "ok", "error": None, **prediction})
     names = ("uri", "label", "status", "error", "predicted")
     return pa.Table.from_pylist(rows, pa.schema([*((name, pa.string()) for name in names), ("score", pa.float64())]))
 
 
-def _write(figures: dict[str, Any], verdicts: Verdicts, judge: Judge, store: Store) -> None:
+def _write_results(figures: dict[str, Any], results: EvalResults, spec: EvalSpec, store: Store) -> None:
     """Metrics, predictions and pictures; an earlier evaluation's are replaced."""
     with tempfile.TemporaryDirectory(prefix="vidray-evaluate-") as temporary:
         folder = Path(temporary)
         (folder / "metrics.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False))
-        pq.write_table(predictions_table(verdicts, judge), folder / "evaluation.parquet")
-        (folder / "report").mkdir()
-        if report.can_draw():
-            report.draw_confusion(figures["confusion"], judge.labels, folder / "report" / "confusion.png")
-            report.draw_mistakes(report.worst_mistakes(verdicts, judge), judge, folder / "report" / "mistakes.png")
+        pq.write_table(predictions_table(results, spec), folder / "evaluation.parquet")
+        draw_report(folder / "report", figures, results, spec)
         for root, _, names in os.walk(folder):
             for name in sorted(names):
                 path = Path(root) / name
-                replace(store, path.relative_to(folder).as_posix(), path.read_bytes())
-
-
-def _device(config: EvaluateConfig) -> torch.device:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: there is no GPU here")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _dtype(config: EvaluateConfig, device: torch.device) -> torch.dtype:
-    """As scoring chooses: bf16 where a GPU has it."""
-    if config.precision == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if has_bf16 else torch.float32
-    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+                overwrite(store, path.relative_to(folder).as_posix(), path.read_bytes())

@@ -15,10 +15,10 @@ from vidray.errors import UsageError
 from vidray.storage.lease import Lease
 from vidray.storage.store import Store
 from vidray.training.config import EvaluateConfig, TrainConfig
-from vidray.training.plan import Plan, prepare
+from vidray.training.plan import TrainingPlan, prepare_output
 
 
-def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+def train(config: TrainConfig, *, log: Callable[[str], None] = print) -> dict[str, Any]:
     """Train until the output is finished, or find it so. Returns the published figures.
 
     Raises UsageError, RunError or TooManyFailuresError.
@@ -27,46 +27,49 @@ def train(config: TrainConfig, *, say: Callable[[str], None] = print) -> dict[st
 
     os.environ.setdefault("OMP_WAIT_POLICY", ENVIRONMENT["OMP_WAIT_POLICY"])  # before torch is loaded
     check_trackers(config)
-    config = _placed(config)
-    plan = prepare(config, say=say)
+    config = _with_absolute_paths(config)
+    plan = prepare_output(config, log=log)
     store = Store(config.output)
     if plan.is_finished:
-        say(f"{store.uri} is finished already, with accuracy {_published(store)['accuracy']:.4f}; nothing is trained")
+        accuracy = _published_metrics(store)["accuracy"]
+        log(f"{store.uri} is finished already, with accuracy {accuracy:.4f}; nothing is trained")
     else:
-        _train(config, plan, store, say)
+        _train(config, plan, store, log)
     if config.push_to_hub:
-        _push(store, config.push_to_hub, say)
-    return _published(store)
+        _push(store, config.push_to_hub, log)
+    return _published_metrics(store)
 
 
-def _train(config: TrainConfig, plan: Plan, store: Store, say: Callable[[str], None]) -> None:
+def _train(config: TrainConfig, plan: TrainingPlan, store: Store, log: Callable[[str], None]) -> None:
     counts = {split: plan.manifest.count(split) for split in ("train", "val")}
-    say(f"{counts['train']} videos to train on, {counts['val']} to validate with, {len(plan.manifest.labels)} classes")
+    log(f"{counts['train']} videos to train on, {counts['val']} to validate with, {len(plan.manifest.labels)} classes")
     with Lease(store).held():
-        _work(config, plan, say)
+        _run_workers(config, plan, log)
 
 
-def _push(store: Store, repository: str, say: Callable[[str], None]) -> None:
+def _push(store: Store, repository: str, log: Callable[[str], None]) -> None:
     from vidray.training.publish import push_to_hub
 
     push_to_hub(store, repository)
-    say(f"uploaded to {repository} on the Hugging Face Hub")
+    log(f"uploaded to {repository} on the Hugging Face Hub")
 
 
-def _work(config: TrainConfig, plan: Plan, say: Callable[[str], None]) -> None:
-    if _in_process(config):
+def _run_workers(config: TrainConfig, plan: TrainingPlan, log: Callable[[str], None]) -> None:
+    if _trains_in_this_process(config):
+        from vidray.training.device import choose_device
         from vidray.training.loop.ranks import Ranks
-        from vidray.training.worker import Surroundings, choose_device, work
+        from vidray.training.worker import WorkerContext, run_worker
 
-        work(config, Surroundings(ranks=Ranks(device=choose_device(config)), say=say), plan=plan)
+        ranks = Ranks(device=choose_device(config.device))
+        run_worker(config, WorkerContext(ranks=ranks, log=log), plan=plan)
     else:
         from vidray.training.trainer import train_on_ray
 
-        train_on_ray(config, say=say)
+        train_on_ray(config, log=log)
 
 
-def _placed(config: TrainConfig) -> TrainConfig:
-    """With local places as absolute paths: Ray's workers run in folders of their own."""
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Ray's workers run in folders of their own."""
 
     def absolute(place: str) -> str:
         return place if "://" in place else os.path.abspath(place)
@@ -80,16 +83,16 @@ def _placed(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _in_process(config: TrainConfig) -> bool:
+def _trains_in_this_process(config: TrainConfig) -> bool:
     """One worker and no cluster: a laptop."""
     return config.workers == 1 and named_cluster(config.ray_address) is None
 
 
-def _published(store: Store) -> dict[str, Any]:
+def _published_metrics(store: Store) -> dict[str, Any]:
     return json.loads(store.read(VIDRAY_FILE))["metrics"]
 
 
-def evaluate(config: EvaluateConfig, *, say: Callable[[str], None] = print) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, *, log: Callable[[str], None] = print) -> dict[str, Any]:
     """Evaluate a checkpoint; returns its figures, and writes them to ``config.output`` if there is one.
 
     Raises UsageError, RunError or TooManyFailuresError.
@@ -108,4 +111,4 @@ def evaluate(config: EvaluateConfig, *, say: Callable[[str], None] = print) -> d
     if table.num_rows == 0:
         counts = {split: manifest.count(split) for split in ("train", "val", "test")}
         raise UsageError(f"--split {config.split}: the sources have no such videos, but {counts}")
-    return evaluate_checkpoint(config, checkpoint, table, store, say=say)
+    return evaluate_checkpoint(config, checkpoint, table, store, log=log)

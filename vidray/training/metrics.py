@@ -16,16 +16,16 @@ def classification_metrics(scores_NC: np.ndarray, labels_N: np.ndarray, *, names
 
     Args:
         scores_NC: (N, C) probabilities.
-        labels_N: (N,) the right classes' numbers.
+        labels_N: (N,) numbers of the actual classes.
         names: the C classes' names.
 
     Returns:
         ``num_videos``, ``accuracy``, ``top5_accuracy`` (among the five best), ``mean_class_accuracy`` (mean of the
-        recalls of the classes that occur), ``nll``, ``ece``, ``per_class`` and ``confusion`` (rows: right, columns:
-        said). Of equal scores the earlier class counts as the better one, as in scoring.
+        recalls of the classes that occur), ``nll``, ``ece``, ``per_class`` and ``confusion`` (rows: actual,
+        columns: predicted). Of equal scores the earlier class counts as the better one, as in scoring.
 
     Raises:
-        ValueError: there is nothing to judge, or the shapes do not fit.
+        ValueError: there are no rows, or the shapes do not fit.
     """
     if len(labels_N) == 0 or scores_NC.shape != (len(labels_N), len(names)):
         raise ValueError(f"scores must be (N, {len(names)}) with N labels above 0, got {scores_NC.shape}")
@@ -58,29 +58,29 @@ def negative_log_likelihood(scores_NC: np.ndarray, labels_N: np.ndarray) -> floa
 
 def calibration_error(scores_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """Expected calibration error: how far confidence is from accuracy, over equal bins of confidence."""
-    confidence, right = scores_NC.max(axis=1).astype(np.float64), scores_NC.argmax(axis=1) == labels_N
+    confidence, is_correct = scores_NC.max(axis=1).astype(np.float64), scores_NC.argmax(axis=1) == labels_N
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-    gaps = np.bincount(bins, weights=confidence - right, minlength=NUM_BINS)
+    gaps = np.bincount(bins, weights=confidence - is_correct, minlength=NUM_BINS)
     return float(np.abs(gaps).sum() / len(labels_N))
 
 
-def confusion_matrix(said_N: np.ndarray, labels_N: np.ndarray, *, num_labels: int) -> np.ndarray:
-    """(C, C) int64 counts; rows: the right class, columns: what was said."""
-    counts = np.bincount(labels_N * num_labels + said_N, minlength=num_labels**2)
+def confusion_matrix(predicted_N: np.ndarray, labels_N: np.ndarray, *, num_labels: int) -> np.ndarray:
+    """(C, C) int64 counts; rows: the actual class, columns: the predicted one."""
+    counts = np.bincount(labels_N * num_labels + predicted_N, minlength=num_labels**2)
     return counts.reshape(num_labels, num_labels)
 
 
 def _per_class(confusion: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Precision, recall and F1; 0 where nothing was said or there is nothing to find."""
-    right, said, there = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
-    precision, recall = right / np.maximum(said, 1), right / np.maximum(there, 1)
-    f1 = 2 * right / np.maximum(said + there, 1)
+    """Precision, recall and F1; 0 for a class that was never predicted or does not occur."""
+    correct, predicted, actual = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
+    precision, recall = correct / np.maximum(predicted, 1), correct / np.maximum(actual, 1)
+    f1 = 2 * correct / np.maximum(predicted + actual, 1)
     return {
         name: {
             "precision": float(precision[i]),
             "recall": float(recall[i]),
             "f1": float(f1[i]),
-            "num_videos": int(there[i]),
+            "num_videos": int(actual[i]),
         }
         for i, name in enumerate(names)
     }

@@ -3,8 +3,8 @@
     <output>/_train/manifest-<hash>.parquet    every labelled video with its part of the split
     <output>/_train/settings.json              last; names the manifest
 
-Whoever comes back to the output reads the manifest instead of listing again, since an epoch's order is a permutation of
-its rows, and is refused if the settings are others.
+A run that is resumed reads the manifest instead of listing the source again, since an epoch's order is a permutation of
+its rows. It is refused if its settings are others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SETTINGS_FILE = "_train/settings.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class TrainingPlan:
     """What is trained."""
 
     checkpoint: Checkpoint
@@ -35,7 +35,7 @@ class Plan:
     """The output holds the finished checkpoint of just this run."""
 
 
-def prepare(config: TrainConfig, *, say: Callable[[str], None]) -> Plan:
+def prepare_output(config: TrainConfig, *, log: Callable[[str], None]) -> TrainingPlan:
     """Begin a run in its output, or come back to it. Called once per command, before anything expensive.
 
     Raises:
@@ -48,18 +48,18 @@ def prepare(config: TrainConfig, *, say: Callable[[str], None]) -> Plan:
         if store.exists(VIDRAY_FILE) or store.exists("config.json"):
             raise UsageError(f"--output {store.uri} holds a checkpoint that no run of vidray train made; take another")
         store.probe()
-        _begin(store, config, checkpoint, say=say)
+        _write_plan(store, config, checkpoint, log=log)
     return read_plan(config, checkpoint)
 
 
-def read_plan(config: TrainConfig, checkpoint: Checkpoint | None = None) -> Plan:
+def read_plan(config: TrainConfig, checkpoint: Checkpoint | None = None) -> TrainingPlan:
     """The plan that is in the output. Raises UsageError if it is of other settings."""
     checkpoint = checkpoint or read_checkpoint(config.model, require_head=False)
     store = Store(config.output)
     stored = json.loads(store.read(SETTINGS_FILE))
-    _refuse_others(stored, _settings(config, checkpoint), store.uri)
+    _refuse_other_settings(stored, _settings(config, checkpoint), store.uri)
     manifest = LabelledManifest.from_parquet(store.read(stored["manifest"]))
-    return Plan(checkpoint=checkpoint, manifest=manifest, is_finished=store.exists(VIDRAY_FILE))
+    return TrainingPlan(checkpoint=checkpoint, manifest=manifest, is_finished=store.exists(VIDRAY_FILE))
 
 
 def label_source(config: TrainConfig) -> LabelSource:
@@ -74,8 +74,8 @@ def label_source(config: TrainConfig) -> LabelSource:
     )
 
 
-def _begin(store: Store, config: TrainConfig, checkpoint: Checkpoint, *, say: Callable[[str], None]) -> None:
-    say(f"listing {', '.join(config.source)}")
+def _write_plan(store: Store, config: TrainConfig, checkpoint: Checkpoint, *, log: Callable[[str], None]) -> None:
+    log(f"listing {', '.join(config.source)}")
     data = load_labelled(label_source(config)).to_parquet()
     name = f"_train/manifest-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
     with contextlib.suppress(FileExistsError):  # the same bytes, from an attempt that was cut off here
@@ -91,7 +91,7 @@ def _settings(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def _refuse_others(stored: dict[str, Any], asked: dict[str, Any], uri: str) -> None:
+def _refuse_other_settings(stored: dict[str, Any], asked: dict[str, Any], uri: str) -> None:
     different = [name for name in asked if stored.get(name) != asked[name]]
     if different:
         named = "; ".join(f"{name}: {stored.get(name)!r} there, {asked[name]!r} now" for name in different)

@@ -1,6 +1,7 @@
 """The finished checkpoint: a Hugging Face folder, ``vidray.json``, a model card, metrics and a report.
 
-Made in a local folder and brought to the output object by object, ``vidray.json`` last: who finds it finds all.
+Made in a local folder and uploaded to the output object by object. ``vidray.json`` is the last, so its existence means
+that everything is there.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from vidray.models.processors import processor_json
 from vidray.sources.labels import LabelledManifest
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
-from vidray.training.loop.checkpoint_writer import replace
-from vidray.training.loop.task import METRICS_FILE
+from vidray.training.loop.checkpoint_writer import METRICS_FILE, overwrite
 from vidray.types import ViewConfig
 
 _PACKAGES = ("torch", "torchvision", "transformers", "ray", "av", "numpy")
@@ -35,8 +35,8 @@ _FIGURES = ("num_videos", "accuracy", "top5_accuracy", "mean_class_accuracy", "n
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """What a finished run has to say."""
+class TrainingResult:
+    """What a finished run came to."""
 
     model: Any
     """The network with the weights to publish, on the CPU."""
@@ -46,31 +46,33 @@ class Result:
     manifest: LabelledManifest
     metrics: dict[str, Any]
     """Figures of the last validation, with all views."""
-    rows: Sequence[dict[str, Any]]
+    metrics_rows: Sequence[dict[str, Any]]
     """The lines of metrics.jsonl."""
     base_model: str
     best_epoch: int | None = None
-    num_bad: int = 0
+    num_bad_videos: int = 0
 
 
-def publish(result: Result, store: Store, *, extra: Callable[[Path], None] = lambda folder: None) -> CheckpointMeta:
+def publish(
+    result: TrainingResult, store: Store, *, add_files: Callable[[Path], None] = lambda folder: None
+) -> CheckpointMeta:
     """Write everything to the output; returns what ``vidray.json`` says.
 
     Args:
-        extra: adds files to the local folder before it is uploaded, such as a report.
+        add_files: adds files to the local folder before it is uploaded, such as a report.
     """
     with tempfile.TemporaryDirectory(prefix="vidray-publish-") as temporary:
         folder = Path(temporary)
         meta = write_checkpoint(result, folder)
         (folder / "README.md").write_text(model_card(result, meta))
-        (folder / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in result.rows))
-        write_events(folder / "tb", result.rows)
-        extra(folder)
+        (folder / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in result.metrics_rows))
+        write_tensorboard(folder / "tb", result.metrics_rows)
+        add_files(folder)
         _upload(folder, store)
     return meta
 
 
-def write_checkpoint(result: Result, folder: Path) -> CheckpointMeta:
+def write_checkpoint(result: TrainingResult, folder: Path) -> CheckpointMeta:
     """The Hugging Face folder and ``vidray.json``."""
     config = result.model.config
     config.problem_type = "single_label_classification"
@@ -91,7 +93,7 @@ def write_checkpoint(result: Result, folder: Path) -> CheckpointMeta:
     return write_vidray_json(folder, meta)
 
 
-def training_facts(result: Result) -> dict[str, Any]:
+def training_facts(result: TrainingResult) -> dict[str, Any]:
     """How the checkpoint came about, as plain values."""
     manifest = result.manifest
     counts = {split: manifest.count(split) for split in ("train", "val", "test")}
@@ -101,7 +103,7 @@ def training_facts(result: Result) -> dict[str, Any]:
         "settings": result.config.settings(),
         "split": {"num_videos": counts, "classes": dict(Counter(manifest.table["label"].to_pylist()))},
         "best_epoch": result.best_epoch,
-        "num_bad_videos": result.num_bad,
+        "num_bad_videos": result.num_bad_videos,
         "versions": versions(),
         "git_commit": git_commit(),
     }
@@ -131,7 +133,7 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def model_card(result: Result, meta: CheckpointMeta) -> str:
+def model_card(result: TrainingResult, meta: CheckpointMeta) -> str:
     """README.md: what the model is, how good, on what, and how to use it."""
     figures = "\n".join(f"| {name} | {_number(result.metrics[name])} |" for name in _FIGURES)
     labels = "\n".join(f"- {label}" for label in meta.labels)
@@ -167,7 +169,7 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
-def write_events(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_tensorboard(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     """TensorBoard events of all numbers in the lines of metrics."""
     from tensorboardX import SummaryWriter
 
@@ -211,4 +213,4 @@ def _upload(folder: Path, store: Store) -> None:
     """All files, ``vidray.json`` last. What an attempt that was cut off wrote is replaced."""
     paths = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
     for path in sorted(paths, key=lambda path: (path.name == VIDRAY_FILE, path)):
-        replace(store, path.relative_to(folder).as_posix(), path.read_bytes())
+        overwrite(store, path.relative_to(folder).as_posix(), path.read_bytes())

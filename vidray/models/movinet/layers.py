@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torchvision.ops import StochasticDepth
 
-from vidray.models.drop_path import DropPath
 from vidray.models.movinet.state import LayerState
 from vidray.models.movinet.variants import LayerSpec
 
@@ -187,7 +187,7 @@ class Bottleneck(nn.Module):
         self.project = pointwise(spec.expand_channels, spec.out_channels, activation=None)
         self.skip = Skip(spec) if needs_skip(spec) else nn.Identity()
         self.rezero = nn.Parameter(torch.zeros(1))
-        self.drop_path = DropPath(drop_path_rate)
+        self.drop_path = StochasticDepth(drop_path_rate, mode="row")
 
     @staticmethod
     def _depthwise_conv(spec: LayerSpec, *, spatial_only: bool = False) -> SameConv3d:

@@ -83,6 +83,7 @@ def augment(frames_THWC: np.ndarray, config: AugmentConfig, *, seed: int) -> np.
 
 def _erase(frames: np.ndarray, config: AugmentConfig, rng: random.Random, seed: int) -> np.ndarray:
     """One box, in all frames, becomes noise with the model's mean and standard deviation: the same in every frame."""
+    # Not v2.RandomErasing: it needs torch, and draws from torch's global generator (see rand_augment).
     height, width = frames.shape[1:3]
     box = _erased_box(height, width, rng)
     if box is None:

@@ -1,14 +1,14 @@
-"""One training clip: what is asked for, and the worker that fetches, decodes and augments it."""
+"""One clip: what is asked for, and the worker that fetches, decodes and augments it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 
 from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
@@ -18,16 +18,16 @@ from vidray.types import WHOLE_FILE, Limits, Status, TimeRange, VideoRef, ViewCo
 from vidray.video.random_crops import CropConfig
 
 DECODER_NICENESS = 5
-"""Threads that train together wait for each other in every layer: a decoder that takes the core of one stops them all.
-Less urgent, it takes what they leave, and a quarter of a core at worst; if that is too little, they wait and leave all.
-"""
+"""Training threads wait for each other in every layer: a decoder that takes the core of one of them stops them all. At
+this niceness a decoder uses idle CPU, and a quarter of a core at worst. If that is too little, training waits for data
+and leaves it whole cores."""
 FETCH_THREADS = 4
 """Objects that one worker fetches at a time, at most those of the jobs that it was given together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipSpec:
-    """What every clip of a run has in common; without ``crop`` and ``augment``, every video of an evaluation."""
+    """What all clips of a run have in common; without ``crop`` and ``augment``, all videos of an evaluation."""
 
     view: ViewConfig
     """``num_clips`` and ``num_crops`` are 1 for training clips."""
@@ -65,8 +65,6 @@ class MadeClip:
     """(T, H, W, C) uint8, or (V, T, H, W, C) in an evaluation; None if the video is bad."""
     status: Status = Status.OK
     message: str = ""
-    seconds: float = 0.0
-    """For decoding and augmenting, without fetching."""
 
 
 def video_of(row: dict[str, Any]) -> VideoRef:
@@ -77,6 +75,12 @@ def video_of(row: dict[str, Any]) -> VideoRef:
 def time_range_of(row: dict[str, Any]) -> TimeRange:
     """The part of the file that a row of a labelled manifest is about."""
     return TimeRange(start_seconds=row.get("start_seconds") or 0.0, end_seconds=row.get("end_seconds"))
+
+
+def job_of(table: pa.Table, row: int, *, seed: int = 0) -> ClipJob:
+    """The job for a row of a labelled manifest's table."""
+    values = table.slice(row, 1).to_pylist()[0]
+    return ClipJob(row=row, video=video_of(values), time_range=time_range_of(values), seed=seed)
 
 
 class ClipWorker:
@@ -120,13 +124,12 @@ class ClipWorker:
             return error
 
     def _make(self, job: ClipJob, data: bytes | VideoError) -> MadeClip:
-        started = time.perf_counter()
         try:
             if isinstance(data, VideoError):
                 raise data
             views_VTHWC, _ = self._sandbox.decode(data, time_range=job.time_range, seed=job.seed)
         except VideoError as error:
             return MadeClip(row=job.row, frames=None, status=error.status, message=error.message)
-        how = self._spec.augment
-        frames = views_VTHWC if how is None else augment(views_VTHWC[0], how, seed=job.seed)
-        return MadeClip(row=job.row, frames=frames, seconds=time.perf_counter() - started)
+        config = self._spec.augment
+        frames = views_VTHWC if config is None else augment(views_VTHWC[0], config, seed=job.seed)
+        return MadeClip(row=job.row, frames=frames)

@@ -6,14 +6,12 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol
 
-from vidray.errors import UsageError
 from vidray.training.data.clips import ClipJob, ClipSpec, ClipWorker, MadeClip
 
 
-class Pending(Protocol):
+class PendingClips(Protocol):
     """Clips under way."""
 
     def result(self) -> list[MadeClip]:
@@ -23,23 +21,23 @@ class Pending(Protocol):
         """Nobody waits for them any more."""
 
 
-class Pool(Protocol):
+class ClipPool(Protocol):
     """Makes clips side by side."""
 
     num_parallel: int
     """Calls of `submit` that run at once."""
 
-    def submit(self, jobs: Sequence[ClipJob]) -> Pending:
+    def submit(self, jobs: Sequence[ClipJob]) -> PendingClips:
         """Have these clips made, by one worker."""
 
     def close(self) -> None:
         """End all workers."""
 
 
-MakePool = Callable[[ClipSpec], Pool]
+MakeClipPool = Callable[[ClipSpec], ClipPool]
 
 
-class LocalPool:
+class LocalClipPool:
     """Threads of this process, each with a sandbox of its own: for training without a cluster."""
 
     def __init__(self, spec: ClipSpec, *, num_parallel: int | None = None) -> None:
@@ -68,46 +66,3 @@ class LocalPool:
             worker = self._own.worker = ClipWorker(self._spec)
             self._workers.append(worker)
         return worker.make(jobs)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecodeCpus:
-    """The share of a cluster's CPUs that decodes."""
-
-    num_parallel: int
-    """Decoding tasks at once, of each training worker."""
-    cpus_per_task: float
-
-
-def check_decode_cpus(
-    *, num_cpus: float, num_workers: int, cpus_per_worker: float, decoders: int | None = None
-) -> DecodeCpus:
-    """How many decoding tasks each training worker can have beside the training itself.
-
-    A task takes one CPU, or what is left per worker where that is less, but at least half a CPU.
-
-    Args:
-        num_cpus: of the whole cluster, also of nodes without a GPU.
-        decoders: tasks per worker that were asked for.
-
-    Raises:
-        UsageError: the workers take all CPUs: decoding would wait for ever, and training with it.
-    """
-    spare = num_cpus - num_workers * cpus_per_worker
-    needed = num_workers * _LEAST_CPUS * (decoders or 1)
-    if spare < needed:
-        most = int(num_cpus // (cpus_per_worker + _LEAST_CPUS))
-        hint = f"--workers {most} or fewer, or " if most else ""
-        raise UsageError(
-            f"the cluster has {num_cpus:g} CPUs, and {num_workers} training workers take {cpus_per_worker:g} of them "
-            f"each: {max(spare, 0):g} are left for decoding, at least {needed:g} are needed; training would wait for "
-            f"ever. Use {hint}nodes with more CPUs (nodes without a GPU will do)"
-        )
-    share = spare / num_workers
-    if decoders is None:
-        return DecodeCpus(num_parallel=max(1, int(share)), cpus_per_task=min(1.0, share))
-    return DecodeCpus(num_parallel=decoders, cpus_per_task=min(1.0, share / decoders))
-
-
-_LEAST_CPUS = 0.5
-"""CPUs that a decoding task takes at least."""

@@ -19,7 +19,7 @@ MAX_RETRIES = 3
 """How often a task is run again whose process or node died."""
 
 
-class RayPool:
+class RayClipPool:
     """Ray tasks, spread over the nodes. Needs ``ray.init`` or a Ray Train worker."""
 
     def __init__(self, spec: ClipSpec, *, num_parallel: int, cpus_per_task: float = 1.0) -> None:
@@ -32,15 +32,15 @@ class RayPool:
             num_cpus=cpus_per_task, max_retries=MAX_RETRIES, scheduling_strategy="SPREAD"
         )
 
-    def submit(self, jobs: Sequence[ClipJob]) -> RayClips:
+    def submit(self, jobs: Sequence[ClipJob]) -> RayPendingClips:
         """Have these clips made, by one task."""
-        return RayClips(self._task.remote(self._spec, list(jobs)))
+        return RayPendingClips(self._task.remote(self._spec, list(jobs)))
 
     def close(self) -> None:
         """Nothing is left to end: Ray ends idle processes by itself."""
 
 
-class RayClips:
+class RayPendingClips:
     """The clips of one task."""
 
     def __init__(self, ref: Any) -> None:

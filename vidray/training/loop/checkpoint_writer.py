@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vidray.storage.store import Store
-from vidray.training.loop.loop import Loop
+from vidray.training.loop.background import BackgroundThread
 from vidray.training.loop.ranks import Ranks
-from vidray.training.loop.state import Background, DamagedStateError, State, StateStore, Tensors
-from vidray.training.loop.task import METRICS_FILE
+from vidray.training.loop.state import DamagedStateError, State, StateStore, Tensors
 
+METRICS_FILE = "metrics.jsonl"
 BEST_PREFIX = "_train/best"
 
 
-class StoreKeeper:
-    """Saves on the first rank. The others only wait at ``restore``."""
+class CheckpointWriter:
+    """Saves on the first rank, and loads for all of them."""
 
-    def __init__(self, store: Store, *, num_kept: int, say: Callable[[str], None] = print) -> None:
-        self._store, self._num_kept, self._say = store, num_kept, say
+    def __init__(self, store: Store, *, num_kept: int, log: Callable[[str], None] = print) -> None:
+        self._store, self._num_kept, self._log = store, num_kept, log
         self._states, self._bests = StateStore(store), StateStore(store, BEST_PREFIX)
-        self._background = Background()
+        self._background = BackgroundThread()
 
     def save(self, state: State) -> None:
         """Queue a state; training goes on. Raises RunError if an earlier one could not be saved."""
@@ -27,8 +27,7 @@ class StoreKeeper:
 
     def save_best(self, step: int, weights: Tensors) -> None:
         """Queue the best weights so far; the state that names them comes after."""
-        if weights:
-            self._background.submit(lambda: self._bests.save(State(step=step, values={}, tensors={"model": weights})))
+        self._background.submit(lambda: self._bests.save(State(step=step, values={}, tensors={"model": weights})))
 
     def finish(self) -> None:
         """Wait until all is written. Raises RunError if something could not be."""
@@ -38,35 +37,42 @@ class StoreKeeper:
         """End the thread."""
         self._background.close()
 
-    def best(self, step: int) -> Tensors | None:
-        """The best weights, or None (and says so) if they are damaged."""
+    def load_best(self, step: int) -> Tensors | None:
+        """The best weights, or None (and logs why) if they are damaged."""
         try:
             return self._bests.load(step).tensors["model"]
         except DamagedStateError as error:
-            self._say(f"the best weights are damaged, taking the last ones instead: {error}")
+            self._log(f"the best weights are damaged, taking the last ones instead: {error}")
             return None
 
-    def restore(self, loop: Loop, ranks: Ranks, *, restart_from: str | None = None) -> int:
-        """Bring a loop to the last whole state, on all ranks alike. Returns its step, 0 for a fresh start."""
-        state = self._states.load_last(say=self._say, restart_from=restart_from) if ranks.is_first else None
+    def load_last(self, ranks: Ranks, *, restart_from: str | None = None) -> State | None:
+        """The last whole state, the same on all ranks; None for a fresh start.
+
+        What is later than this state is deleted: the run writes these steps again.
+
+        Raises:
+            UsageError: ``restart_from`` is not there or damaged.
+            RunError: there are states, but all are damaged.
+        """
+        state = self._states.load_last(log=self._log, restart_from=restart_from) if ranks.is_first else None
         step = ranks.from_first(state.step if state else None)
         if step is None:
-            return 0
+            return None
         state = state or self._states.load(step)
-        loop.restore(state)
         if ranks.is_first:
-            self._bests.forget_after(loop.progress.best_step if loop.progress.best_step is not None else -1)
-        return step
+            best_step = state.values.get("best_step")
+            self._bests.forget_after(-1 if best_step is None else best_step)
+        return state
 
     def _write(self, state: State) -> None:
         self._states.save(state)
         self._states.keep_last(self._num_kept)
         # Each kept state names one of the last bests, and one more may be on its way.
         self._bests.keep_last(self._num_kept + 1)
-        replace(self._store, METRICS_FILE, state.texts[METRICS_FILE].encode())
+        overwrite(self._store, METRICS_FILE, state.texts[METRICS_FILE].encode())
 
 
-def replace(store: Store, path: str, data: bytes) -> None:
+def overwrite(store: Store, path: str, data: bytes) -> None:
     """Write an object that is only there to be looked at, whatever was there before."""
     store.delete(path)
     store.create(path, data)

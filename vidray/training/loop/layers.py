@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from vidray.errors import UsageError
-from vidray.models.drop_path import DropPath
 from vidray.models.families import Family
 
 _STACKS: dict[str, tuple[str, ...]] = {
@@ -50,21 +50,21 @@ _BRANCH_ENDS: dict[str, tuple[str, ...]] = {
 function of a residual block that adds it."""
 
 
-class Depths:
+class LayerDepths:
     """How far up each parameter lies: 0 below the layers, i + 1 in layer i, ``top`` above (as in BEiT and VideoMAE).
 
     Args:
-        needed: refuse, with a UsageError, a family whose layers are not known.
+        required: refuse, with a UsageError, a family whose layers are not known.
     """
 
-    def __init__(self, model: nn.Module, family: Family, *, needed: bool) -> None:
+    def __init__(self, model: nn.Module, family: Family, *, required: bool) -> None:
         self._below = _BELOW.get(family.model_type, ())
         self._starts: dict[str, int] = {}
         num_layers = 0
         for stack in _STACKS.get(family.model_type, ()):
             self._starts[stack] = num_layers
             num_layers += len(_children(model, stack))
-        if needed and num_layers == 0:
+        if required and num_layers == 0:
             raise UsageError(
                 f"--layer-decay: vidray does not know the layers of {family.model_type}, only those of "
                 f"{', '.join(sorted(_STACKS))}; take 1"
@@ -80,7 +80,7 @@ class Depths:
 
 
 def add_drop_path(model: nn.Module, family: Family, probability: float) -> None:
-    """Give each layer's branches a DropPath, from 0 in the first to ``probability`` in the last layer.
+    """Give each layer's branches a StochasticDepth, with 0 in the first layer to ``probability`` in the last one.
 
     VideoMAE, ViViT and VideoPrism of Transformers and PyTorchVideo's networks of convolutions have none, so it is put
     behind what ends each branch; the others' own is replaced. The names of all parameters stay as they are.
@@ -98,7 +98,7 @@ def add_drop_path(model: nn.Module, family: Family, probability: float) -> None:
     for index, layer in enumerate(layers):
         share = probability * index / max(1, len(layers) - 1)
         for end in _BRANCH_ENDS[family.model_type]:
-            _append(layer, end, DropPath(share))
+            _insert_drop_path(layer, end, StochasticDepth(share, mode="row"))
 
 
 def _residual_layers(model: nn.Module, family: Family) -> list[nn.Module]:
@@ -108,7 +108,7 @@ def _residual_layers(model: nn.Module, family: Family) -> list[nn.Module]:
     return [layer for stack in _STACKS.get(family.model_type, ()) for layer in _children(model, stack)]
 
 
-def _append(layer: nn.Module, path: str, drop: DropPath) -> None:
+def _insert_drop_path(layer: nn.Module, path: str, drop: StochasticDepth) -> None:
     *parents, name = path.split(".")
     parent = layer.get_submodule(".".join(parents))
     old = getattr(parent, name)
@@ -116,16 +116,16 @@ def _append(layer: nn.Module, path: str, drop: DropPath) -> None:
     if name == "drop_path":
         new = drop
     elif name == _FUSION:
-        new = _DroppingFusion(old, drop)
+        new = _FusionWithDropPath(old, drop)
     else:
         new = nn.Sequential(old, drop)
     setattr(parent, name, new.train(layer.training))  # a new module would be in training mode inside a model in eval
 
 
-class _DroppingFusion(nn.Module):
-    """What adds a residual block's branch to its shortcut, with a DropPath on the branch."""
+class _FusionWithDropPath(nn.Module):
+    """What adds a residual block's branch to its shortcut, with a drop path on the branch."""
 
-    def __init__(self, fuse: Callable[[Tensor, Tensor], Tensor], drop: DropPath) -> None:
+    def __init__(self, fuse: Callable[[Tensor, Tensor], Tensor], drop: StochasticDepth) -> None:
         super().__init__()
         self._fuse, self.drop = fuse, drop
 

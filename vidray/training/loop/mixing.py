@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from vidray.training.config import Hyper
+from vidray.training.config import Hyperparameters
 
 
 def soft_targets(labels: torch.Tensor, *, num_labels: int, smoothing: float) -> torch.Tensor:
@@ -34,33 +36,19 @@ def inverse_frequency(labels: np.ndarray, *, num_labels: int) -> np.ndarray:
 
 
 def mix(
-    pixels_NTCHW: torch.Tensor, targets_NC: torch.Tensor, *, hyper: Hyper, rng: np.random.Generator
+    pixels_NTCHW: torch.Tensor, targets_NC: torch.Tensor, *, hyper: Hyperparameters
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019) of each clip with its mirror in the batch.
+    """Mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019) of each clip with its neighbour in the batch.
 
-    With both asked for, one of them by lot; a box is the same in all frames. Nothing happens with neither.
+    With both asked for, one of them by lot; a box is the same in all frames. Nothing happens with neither. Draws from
+    torch's global generator.
     """
-    kinds = [kind for kind in ("mixup", "cutmix") if getattr(hyper, kind) > 0]
-    if not kinds or len(pixels_NTCHW) < 2:
+    mixers: list[v2.Transform] = []
+    if hyper.mixup > 0:
+        mixers.append(v2.MixUp(alpha=hyper.mixup))
+    if hyper.cutmix > 0:
+        mixers.append(v2.CutMix(alpha=hyper.cutmix))
+    if not mixers or len(pixels_NTCHW) < 2:
         return pixels_NTCHW, targets_NC
-    kind = kinds[int(rng.integers(len(kinds)))]
-    alpha = getattr(hyper, kind)
-    share = float(rng.beta(alpha, alpha))
-    others = pixels_NTCHW.flip(0)
-    if kind == "mixup":
-        pixels = pixels_NTCHW * share + others * (1 - share)
-    else:
-        top, bottom, left, right = _box(tuple(pixels_NTCHW.shape[-2:]), 1 - share, rng)
-        pixels = pixels_NTCHW.clone()
-        pixels[..., top:bottom, left:right] = others[..., top:bottom, left:right]
-        share = 1 - (bottom - top) * (right - left) / (pixels.shape[-2] * pixels.shape[-1])
-    return pixels, targets_NC * share + targets_NC.flip(0) * (1 - share)
-
-
-def _box(size: tuple[int, ...], area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of a box of about this share of the frame, around any pixel, cut at the edges."""
-    edges: list[int] = []
-    for length in size:
-        side, centre = length * area**0.5, int(rng.integers(length))
-        edges += [max(0, int(centre - side / 2)), min(length, int(centre + side / 2))]
-    return edges[0], edges[1], edges[2], edges[3]
+    pixels, targets = v2.RandomChoice(mixers)(tv_tensors.Video(pixels_NTCHW), targets_NC)
+    return pixels.as_subclass(torch.Tensor), targets

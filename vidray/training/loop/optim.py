@@ -7,17 +7,18 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vidray.models.families import Family
-from vidray.training.config import Hyper
-from vidray.training.loop.layers import Depths
+from vidray.training.config import Hyperparameters
+from vidray.training.loop.layers import LayerDepths
 
 UNUSED = {"vjepa2": ("vjepa2.predictor",)}
 """Parts that a classifier's forward does not use. They get no gradient, and must not decay either."""
 
 
-def make_optimizer(model: nn.Module, family: Family, hyper: Hyper) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, family: Family, hyper: Hyperparameters) -> torch.optim.AdamW:
     """AdamW over what is to be trained, (0.9, 0.999) as VideoMAE and Transformers' Trainer have it.
 
     Raises UsageError if layer-wise decay is asked for and the family has no layers that vidray knows.
@@ -25,9 +26,9 @@ def make_optimizer(model: nn.Module, family: Family, hyper: Hyper) -> torch.opti
     return torch.optim.AdamW(parameter_groups(model, family, hyper), lr=hyper.learning_rate, betas=(0.9, 0.999))
 
 
-def parameter_groups(model: nn.Module, family: Family, hyper: Hyper) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, family: Family, hyper: Hyperparameters) -> list[dict[str, Any]]:
     """Groups by (depth, decayed or not) with ``lr_scale``, in a fixed order. No decay on biases and 1-D parameters."""
-    depths = Depths(model, family, needed=hyper.layer_decay < 1)
+    depths = LayerDepths(model, family, required=hyper.layer_decay < 1)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -42,7 +43,7 @@ def parameter_groups(model: nn.Module, family: Family, hyper: Hyper) -> list[dic
     return [groups[key] for key in sorted(groups)]
 
 
-def learning_rate_factor(step: int, *, num_steps: int, hyper: Hyper) -> float:
+def learning_rate_factor(step: int, *, num_steps: int, hyper: Hyperparameters) -> float:
     """What the learning rate is multiplied by in ``step`` (from 0) of ``num_steps``.
 
     Rises linearly to 1 over the warm-up and falls to 0 at ``num_steps``. The first step is not wasted at 0.
@@ -62,6 +63,7 @@ def learning_rate_factor(step: int, *, num_steps: int, hyper: Hyper) -> float:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """``rate`` times each group's ``lr_scale``."""
+    # Not LambdaLR: it counts steps by itself, which would be one more thing to store in a state and to restore.
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
@@ -96,26 +98,28 @@ def _hold_in_eval(module: nn.Module) -> None:
     module.train = train  # type: ignore[method-assign]
 
 
-class MovingAverage:
-    """An exponential moving average of a network's parameters; buffers are copied.
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a network's weights and floating-point buffers, in ``.module``.
 
-    Args:
-        tensors: the network's parameters and buffers by name, as ``state_dict`` gives them.
+    Call ``update_parameters(model)`` after each step. The decay starts lower, so that the first weights fade.
     """
 
-    def __init__(self, tensors: dict[str, torch.Tensor], decay: float) -> None:
-        self.decay = decay
-        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    def update(averages: Sequence[Tensor], currents: Sequence[Tensor], _: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            step = int(average.n_averaged) + 1
+            get_ema_multi_avg_fn(min(decay, step / (step + 10)))(averages, currents, step)
+        else:  # counts and indices, of which torch's function would cut off an average's fraction
+            for mean, current in zip(averages, currents, strict=True):
+                mean.copy_(current)
 
-    @torch.no_grad()
-    def update(self, tensors: dict[str, torch.Tensor], *, step: int) -> None:
-        """Take in the weights after ``step`` (from 1). The decay starts lower, so that the first weights fade."""
-        decay = min(self.decay, step / (step + 10))
-        for name, average in self.tensors.items():
-            if average.is_floating_point():
-                average.lerp_(tensors[name], 1 - decay)
-            else:
-                average.copy_(tensors[name])
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average
+
+
+def restore_moving_average(average: AveragedModel, tensors: dict[str, Tensor], *, step: int) -> None:
+    """Go on from ``average.module.state_dict()`` as it was after ``step``."""
+    average.module.load_state_dict(tensors)
+    average.n_averaged.fill_(step)
 
 
 def trainable(model: nn.Module) -> Sequence[nn.Parameter]:

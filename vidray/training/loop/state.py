@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import queue
 import re
-import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,7 +38,7 @@ class State:
     step: int
     """Optimizer steps done."""
     values: dict[str, Any]
-    """Position, best metric, verdicts and so on: plain JSON values."""
+    """Position, best metric, bad videos and so on: plain JSON values (see `TrainingPosition`)."""
     tensors: dict[str, Tensors] = field(default_factory=dict)
     """``model``, ``optimizer``, ``ema`` …: tensors by name."""
     texts: dict[str, str] = field(default_factory=dict)
@@ -87,8 +85,8 @@ class StateStore:
         except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedStateError(f"{self._store.uri_for(folder)}: {error}") from error
 
-    def load_last(self, *, say: Callable[[str], None], restart_from: str | None = None) -> State | None:
-        """The last whole state, or None for a fresh start. Damaged ones are named through ``say`` and passed over.
+    def load_last(self, *, log: Callable[[str], None], restart_from: str | None = None) -> State | None:
+        """The last whole state, or None for a fresh start. Damaged ones are named through ``log`` and passed over.
 
         States later than the one that is loaded are deleted: the run writes these steps again.
 
@@ -103,7 +101,7 @@ class StateStore:
             try:
                 state = self.load(step)
             except DamagedStateError as error:
-                say(f"state {step_name(step)} is damaged, falling back to the one before: {error}")
+                log(f"state {step_name(step)} is damaged, falling back to the one before: {error}")
                 continue
             self.forget_after(step)
             return state
@@ -140,9 +138,9 @@ class StateStore:
         self._forget(lambda other: other > step)
 
     def _forget(self, is_unwanted: Callable[[int], bool]) -> None:
-        doomed = [path for path in self._paths() if (match := _STEP.search(path)) and is_unwanted(int(match[1]))]
+        unwanted = [path for path in self._paths() if (match := _STEP.search(path)) and is_unwanted(int(match[1]))]
         # The commits first: a state without one does not count, one without a file would be called damaged.
-        for path in sorted(doomed, key=lambda path: not path.endswith(COMMIT)):
+        for path in sorted(unwanted, key=lambda path: not path.endswith(COMMIT)):
             self._store.delete(path)
 
     def _paths(self) -> list[str]:
@@ -179,48 +177,3 @@ def _decode(step: int, data: dict[str, bytes]) -> State:
         elif name != "state.json":
             texts[name] = content.decode()
     return State(step=step, values=json.loads(data["state.json"]), tensors=tensors, texts=texts)
-
-
-class Background:
-    """Runs calls one after the other on a thread, so that training goes on while states are uploaded.
-
-    At most one waits: with a slow store training waits instead of filling the memory with copies.
-    """
-
-    def __init__(self) -> None:
-        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=1)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="vidray-upload", daemon=True)
-        self._thread.start()
-
-    def submit(self, call: Callable[[], None]) -> None:
-        """Queue a call. Raises RunError if an earlier one failed."""
-        self._raise_failure()
-        self._calls.put(call)
-
-    def finish(self) -> None:
-        """Wait until all is done. Raises RunError if something failed."""
-        self._calls.join()
-        self._raise_failure()
-
-    def close(self) -> None:
-        """Finish what is queued and end the thread, without raising."""
-        self._calls.put(None)
-        self._thread.join()
-
-    def _raise_failure(self) -> None:
-        if self._error is not None:
-            raise RunError(f"could not save the state: {self._error}") from self._error
-
-    def _run(self) -> None:
-        while True:
-            call = self._calls.get()
-            try:
-                if call is None:
-                    return
-                if self._error is None:
-                    call()
-            except BaseException as error:  # it is raised where the next call is submitted
-                self._error = error
-            finally:
-                self._calls.task_done()

@@ -12,7 +12,7 @@ import torch
 PHASES = ("data_wait", "forward_backward", "communication", "optimizer")
 
 
-class Clock:
+class StepTimer:
     """Adds up seconds by phase.
 
     Work on a GPU is only queued, so there events are put into its queue and read later: the time between the end of
