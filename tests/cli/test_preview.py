@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.support.checkpoints import make_videomae
 from tests.support.videos import make_video
-from vidray.cli import main as cli
+from vidray.cli.main import main as cli
 from vidray.cli.preview import PreviewConfig, Shown, animation, contact_sheet, training_clips
 from vidray.sources.labels import LabelSource, load_labelled
 from vidray.training.data.clip_source import make_clip_source

@@ -16,7 +16,7 @@ from tests.support import runs
 from tests.support.checkpoints import make_family
 from tests.support.family_training import make_videos
 from vidray.checkpoints.checkpoint import read_checkpoint
-from vidray.cli import main as cli
+from vidray.cli.main import main as cli
 from vidray.models.families import FAMILIES
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from tests.support.checkpoints import make_videomae
-from vidray.cli import main as cli
 from vidray.cli.demo import motion_video
+from vidray.cli.main import main as cli
 
 LABELS = ("left", "right")
 FLAGS = ["--epochs", "1", "--global-batch-size", "4", "--views", "1x1", "--span", "full", "--no-flip"]

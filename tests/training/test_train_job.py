@@ -18,8 +18,8 @@ import torch
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
 from tests.support.hub_server import hub_server
-from vidray.cli import main as cli
 from vidray.cli.demo import motion_video
+from vidray.cli.main import main as cli
 from vidray.errors import UsageError
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob

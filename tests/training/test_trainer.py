@@ -96,7 +96,7 @@ def _work(config: TrainConfig, rank: int, port: int) -> None:
 DRIVER = """
 import logging, sys
 import ray
-from vidray.cli import main as cli
+from vidray.cli.main import main as cli
 
 # More CPUs than this machine has, so that three workers and their decoders fit.
 ray.init(address="local", num_cpus=6, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
