@@ -27,7 +27,7 @@ from vidray.storage.versions import version_at
 __all__ = ["MANIFEST_SCHEMA", "VIDEO_EXTENSIONS", "list_folder", "list_records", "list_sources"]
 
 _NUM_THREADS = 16
-_RECORDS_PER_STEP = 10_000
+_RECORDS_PER_STEP = 1_000
 _ROWS_PER_SLICE = 1_000_000
 _WILDCARD = re.compile(r"[*?\[]")
 _WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
