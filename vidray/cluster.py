@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -140,6 +140,19 @@ class Cluster:
     @property
     def max_gpus(self) -> float:
         return sum(node.num_gpus for node in self.most)
+
+    def fits(self, demands: Iterable[tuple[float, float]]) -> bool:
+        """True if actors of these (CPUs, GPUs) find room, the first node with room taking each."""
+        rooms = sorted(([node.num_cpus, node.num_gpus] for node in self.most), key=lambda room: (room[1], room[0]))
+        for cpus, gpus in demands:
+            for room in rooms:
+                if room[0] >= cpus - 1e-9 and room[1] >= gpus - 1e-9:
+                    room[0] -= cpus
+                    room[1] -= gpus
+                    break
+            else:
+                return False
+        return True
 
 
 def read_cluster() -> Cluster:

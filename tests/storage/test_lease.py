@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -125,3 +126,24 @@ def test_the_chain_of_lease_objects_stays_short(store):
         assert lease.token >= first + 5
         assert len(store.list("_lease")) <= 3
     assert len(store.list("_lease")) == 1
+
+
+def test_a_guard_lets_its_own_run_write_also_after_a_long_pause_that_nobody_used(store):
+    lease = Lease(store, ttl_seconds=0.1)
+    lease._acquire()  # and never renewed
+    guard = pickle.loads(pickle.dumps(lease.guard()))
+    time.sleep(0.3)  # past its expiry
+    guard.check()
+
+
+def test_a_guard_refuses_what_is_written_after_the_lease_was_taken_or_its_driver_ended(store):
+    with Lease(store, ttl_seconds=60).held() as lease:
+        guard = lease.guard()
+        guard.check()
+    with pytest.raises(LeaseLostError, match="the driver has ended"):
+        guard.check()
+    with (
+        Lease(store, ttl_seconds=60).held(),
+        pytest.raises(LeaseLostError, match=f"taken over: process {os.getpid()}"),
+    ):
+        guard.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.scoring.runners.test_ray_layout import empty, of
 from vidray.errors import UsageError
 from vidray.training.config import TrainConfig
 from vidray.training.resources import DecodeCpus, plan_decoding, plan_resources
@@ -50,16 +51,16 @@ def make_config(**values: object) -> TrainConfig:
 def test_workers_that_leave_no_cpu_for_decoding_are_refused_with_what_to_do() -> None:
     """They would wait for ever, without a word."""
     with pytest.raises(UsageError, match=r"left for decoding.*wait for ever"):
-        plan_resources(make_config(workers=7), {"CPU": 2.0})
+        plan_resources(make_config(workers=7), of((1, 2, 0)))
 
 
 def test_more_workers_than_gpus_are_refused() -> None:
     with pytest.raises(UsageError, match=r"--workers 3: the cluster has 2 GPUs"):
-        plan_resources(make_config(), {"CPU": 16.0, "GPU": 2.0})
+        plan_resources(make_config(), of((2, 8, 1)))
 
 
 def test_on_gpus_the_other_cpus_decode() -> None:
-    resources = plan_resources(make_config(workers=2, decoders=None), {"CPU": 18.0, "GPU": 2.0})
+    resources = plan_resources(make_config(workers=2, decoders=None), of((1, 18, 2)))
     assert resources.on_gpu
     assert resources.num_cpus == 1.0
     assert resources.decoding == DecodeCpus(num_parallel=8, cpus_per_task=1.0)
@@ -69,6 +70,38 @@ def test_on_gpus_the_other_cpus_decode() -> None:
     ("num_cpus", "num_workers", "num_training", "num_threads"), [(8, 1, 4.0, 8), (8, 3, 1.0, 2), (2, 2, 0.5, 1)]
 )
 def test_on_cpus_half_of_them_train(num_cpus: float, num_workers: int, num_training: float, num_threads: int) -> None:
-    resources = plan_resources(make_config(workers=num_workers, threads=None), {"CPU": num_cpus})
+    resources = plan_resources(make_config(workers=num_workers, threads=None), of((1, num_cpus, 0)))
     assert not resources.on_gpu
     assert (resources.num_cpus, resources.num_threads) == (num_training, num_threads)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "num_workers", "num_cpus", "num_threads"),
+    [
+        (of((8, 4, 0)), 1, 4.0, 4),  # by the sum of all nodes it would ask for 16 CPUs, and hang
+        (of((8, 4, 0)), 8, 2.0, 4),
+        (empty((4, 8, 0)), 4, 4.0, 8),  # nothing is there yet, but an autoscaler may bring it
+        (of((1, 0, 0), (2, 8, 0)), 2, 4.0, 8),
+    ],
+)
+def test_a_worker_takes_no_more_than_a_node_has(cluster, num_workers, num_cpus, num_threads) -> None:
+    resources = plan_resources(make_config(workers=num_workers, threads=None, decoders=None), cluster)
+    assert (resources.num_cpus, resources.num_threads) == (num_cpus, num_threads)
+
+
+def test_a_worker_on_a_gpu_has_the_threads_of_its_node_not_of_the_cluster() -> None:
+    resources = plan_resources(make_config(workers=2, threads=None), of((8, 64, 0), (2, 8, 1)))
+    assert (resources.on_gpu, resources.num_threads) == (True, 8)
+
+
+def test_gpus_that_an_autoscaler_may_bring_are_waited_for_and_cpus_not_taken_instead() -> None:
+    from vidray.cluster import Cluster
+
+    grows = Cluster(nodes=of((2, 8, 0)).nodes, most=of((2, 8, 0), (4, 8, 1)).nodes)
+    assert plan_resources(make_config(workers=4), grows).on_gpu
+
+
+@pytest.mark.parametrize(("cluster", "flags"), [(of((4, 0.5, 0)), {"workers": 1}), (of(), {})])
+def test_a_worker_that_fits_on_no_node_is_refused_with_what_to_do(cluster, flags) -> None:
+    with pytest.raises(UsageError, match="--wait-for-nodes SECONDS"):
+        plan_resources(make_config(**flags), cluster)

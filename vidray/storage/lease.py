@@ -71,6 +71,10 @@ class Lease:
             self._thread.join()
             self._release()
 
+    def guard(self) -> LeaseGuard:
+        """What another process checks before it writes on behalf of this one."""
+        return LeaseGuard(uri=self._store.uri, holder_id=self._id)
+
     def check(self) -> None:
         """Raise LeaseLostError unless the lease is surely still ours. Call it before every write that counts."""
         if self._lost is None and _now() - self._renewed_at < self._ttl_seconds * 0.8:
@@ -146,6 +150,27 @@ class Lease:
 
     def _read(self, number: int) -> dict[str, Any]:
         return json.loads(self._store.read(_path(number)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeaseGuard:
+    """Tells any process whether an output is still in the hands of the lease that gave it. Pickles.
+
+    A lease that was not renewed for too long is still its holder's as long as nobody else has taken it.
+    """
+
+    uri: str
+    holder_id: str
+
+    def check(self) -> None:
+        """Raise LeaseLostError if another run has taken the output, or its own driver has ended. Asks the store."""
+        newest = Lease(Store(self.uri))._newest()
+        if newest is None:
+            raise LeaseLostError(f"the lease on {self.uri} is gone: its objects were deleted")
+        if newest.holder.get("id") != self.holder_id:
+            raise LeaseLostError(f"the lease on {self.uri} was taken over: {_describe(newest)}")
+        if newest.holder.get("released"):
+            raise LeaseLostError(f"the lease on {self.uri} was released: the driver has ended")
 
 
 def _path(number: int) -> str:

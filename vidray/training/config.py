@@ -219,6 +219,8 @@ class TrainConfig:
     ray_address: str | None = None
     """Ray cluster to use. Default: $RAY_ADDRESS (set by `ray job submit`), else this machine, where Ray is started if
     there are several workers."""
+    wait_for_nodes: float = 0.0
+    """Seconds to wait for nodes of a Ray cluster, where too few are there and no autoscaler announces more."""
     max_failure_rate: float = 0.05
     """Stop with exit code 3 when more than this share of the videos turn out bad."""
     config: str | None = None
@@ -277,7 +279,8 @@ _NOT_NEGATIVE = ("learning_rate", "weight_decay", "mixup", "cutmix", "clip_norm"
 _MAY_DIFFER_ON_RESUME = frozenset(
     {
         *("output", "config", "recipe", "workers", "micro_batch_size", "threads", "max_restarts", "decoders"),
-        *("ray_address", "save_every_steps", "keep_states", "restart_from", "log_every_steps", "log_to", "push_to_hub"),
+        *("ray_address", "wait_for_nodes", "save_every_steps", "keep_states", "restart_from", "log_every_steps"),
+        *("log_to", "push_to_hub"),
         *("max_failure_rate", "limits", "compile", "gradient_checkpointing", "device", "precision", "deterministic"),
     }
 )

@@ -30,6 +30,7 @@ def finish(
     store: Store,
     *,
     log: Callable[[str], None],
+    check_lease: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Evaluate the best weights on all ranks, and publish them from the first. Returns the figures.
 
@@ -49,7 +50,7 @@ def finish(
         if not report.draw_report(folder / "report", metrics, results, spec, metrics_rows=result.metrics_rows):
             log("no report is drawn: matplotlib is not installed (pip install matplotlib)")
 
-    publish(result, store, add_files=add_files)
+    publish(result, store, add_files=add_files, check_lease=check_lease)
     log(
         f"{store.uri} is finished: accuracy {metrics['accuracy']:.4f} on {metrics['num_videos']} "
         f"validation videos with {metrics['num_views']} views each"

@@ -12,7 +12,7 @@ from vidray.checkpoints.checkpoint import VIDRAY_FILE
 from vidray.cluster import named_cluster
 from vidray.cpu_tuning import ENVIRONMENT
 from vidray.errors import UsageError
-from vidray.storage.lease import Lease
+from vidray.storage.lease import Lease, LeaseGuard
 from vidray.storage.store import Store
 from vidray.training.config import EvaluateConfig, TrainConfig
 from vidray.training.plan import TrainingPlan, prepare_output
@@ -43,8 +43,11 @@ def train(config: TrainConfig, *, log: Callable[[str], None] = print) -> dict[st
 def _train(config: TrainConfig, plan: TrainingPlan, store: Store, log: Callable[[str], None]) -> None:
     counts = {split: plan.manifest.count(split) for split in ("train", "val")}
     log(f"{counts['train']} videos to train on, {counts['val']} to validate with, {len(plan.manifest.labels)} classes")
-    with Lease(store).held():
-        _run_workers(config, plan, log)
+    with Lease(store).held() as lease:
+        if store.exists(VIDRAY_FILE):  # by the run that was waited for
+            log(f"{store.uri} was finished meanwhile; nothing is trained")
+            return
+        _run_workers(config, plan, lease.guard(), log)
 
 
 def _push(store: Store, repository: str, log: Callable[[str], None]) -> None:
@@ -54,18 +57,18 @@ def _push(store: Store, repository: str, log: Callable[[str], None]) -> None:
     log(f"uploaded to {repository} on the Hugging Face Hub")
 
 
-def _run_workers(config: TrainConfig, plan: TrainingPlan, log: Callable[[str], None]) -> None:
+def _run_workers(config: TrainConfig, plan: TrainingPlan, guard: LeaseGuard, log: Callable[[str], None]) -> None:
     if _trains_in_this_process(config):
         from vidray.training.device import choose_device
         from vidray.training.loop.ranks import Ranks
         from vidray.training.worker import WorkerContext, run_worker
 
         ranks = Ranks(device=choose_device(config.device))
-        run_worker(config, WorkerContext(ranks=ranks, log=log), plan=plan)
+        run_worker(config, WorkerContext(ranks=ranks, log=log, check_lease=guard.check), plan=plan)
     else:
         from vidray.training.trainer import train_on_ray
 
-        train_on_ray(config, log=log)
+        train_on_ray(config, guard, log=log)
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:

@@ -54,12 +54,20 @@ class TrainingResult:
 
 
 def publish(
-    result: TrainingResult, store: Store, *, add_files: Callable[[Path], None] = lambda folder: None
+    result: TrainingResult,
+    store: Store,
+    *,
+    add_files: Callable[[Path], None] = lambda folder: None,
+    check_lease: Callable[[], None] = lambda: None,
 ) -> CheckpointMeta:
     """Write everything to the output; returns what ``vidray.json`` says.
 
     Args:
         add_files: adds files to the local folder before it is uploaded, such as a report.
+        check_lease: raises if the output is another run's by now.
+
+    Raises:
+        RunError: there is a finished checkpoint already. Its ``vidray.json`` names files that must stay as they are.
     """
     with tempfile.TemporaryDirectory(prefix="vidray-publish-") as temporary:
         folder = Path(temporary)
@@ -68,6 +76,9 @@ def publish(
         (folder / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in result.metrics_rows))
         write_tensorboard(folder / "tb", result.metrics_rows)
         add_files(folder)
+        check_lease()
+        if store.exists(VIDRAY_FILE):
+            raise RunError(f"{store.uri} was finished by another run meanwhile; it was left as it is")
         _upload(folder, store)
     return meta
 

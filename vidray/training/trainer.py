@@ -21,9 +21,11 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vidray.cluster import connected, explain, signals_kept
+from vidray.cluster import connected, explain, signals_kept, wait_for_nodes
 from vidray.errors import RunError, TooManyFailuresError, UsageError
+from vidray.storage.lease import LeaseGuard
 from vidray.training.config import TrainConfig
 from vidray.training.data.ray_pool import RayClipPool
 from vidray.training.device import choose_device
@@ -34,22 +36,28 @@ from vidray.training.worker import WorkerContext, run_worker
 _LOG_POLL_SECONDS = 0.5
 
 
-def train_on_ray(config: TrainConfig, *, log: Callable[[str], None] = print) -> None:
+def train_on_ray(config: TrainConfig, guard: LeaseGuard, *, log: Callable[[str], None] = print) -> None:
     """Train on ``config.workers`` Ray workers until the output is finished.
+
+    Args:
+        guard: of the driver's lease on the output.
 
     Raises:
         UsageError: the cluster cannot hold the workers and their decoding.
         RunError, TooManyFailuresError: training failed for good.
     """
     with connected(config.ray_address):
-        resources = plan_resources(config, ray.cluster_resources())
-        mailbox = ray.remote(DriverMailbox).options(num_cpus=0).remote()
+        resources = wait_for_nodes(lambda cluster: plan_resources(config, cluster), seconds=config.wait_for_nodes)
+        mailbox = open_mailbox()
         with forward_logs(mailbox, log):
-            _fit(config, resources, mailbox)
+            _fit(config, resources, guard, mailbox)
 
 
 class DriverMailbox:
-    """An actor where workers leave lines that the driver logs, and an error that makes further attempts pointless."""
+    """An actor where workers leave lines that the driver logs, and an error that makes further attempts pointless.
+
+    Training goes on without it: what is lost with it are lines, and that an attempt is not worth making.
+    """
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -73,13 +81,27 @@ class DriverMailbox:
         return self._error
 
 
+def open_mailbox() -> Any:
+    """A mailbox on the driver's own node: an actor without CPUs could land on any, and end with that."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(DriverMailbox).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
+
+
+def ask(answer: ray.ObjectRef, default: Any) -> Any:
+    """What a mailbox answered; ``default`` if it is gone."""
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayActorError:
+        return default
+
+
 @contextlib.contextmanager
 def forward_logs(mailbox: Any, log: Callable[[str], None]) -> Iterator[None]:
     """Log the workers' lines while they train. Ray's own way to show prints doubles and decorates them."""
     is_over = threading.Event()
 
     def forward() -> None:
-        for line in ray.get(mailbox.take_lines.remote()):
+        for line in ask(mailbox.take_lines.remote(), ()):
             log(line)
 
     def forward_until_over() -> None:
@@ -96,11 +118,11 @@ def forward_logs(mailbox: Any, log: Callable[[str], None]) -> Iterator[None]:
         forward()
 
 
-def _fit(config: TrainConfig, resources: WorkerResources, mailbox: Any) -> None:
+def _fit(config: TrainConfig, resources: WorkerResources, guard: LeaseGuard, mailbox: Any) -> None:
     on_gpu = resources.on_gpu
     with tempfile.TemporaryDirectory(prefix="vidray-ray-train-") as storage:
         trainer = TorchTrainer(
-            functools.partial(_train_loop, config=config, resources=resources, mailbox=mailbox),
+            functools.partial(_train_loop, config=config, resources=resources, guard=guard, mailbox=mailbox),
             train_loop_config={},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
@@ -120,28 +142,30 @@ def _fit(config: TrainConfig, resources: WorkerResources, mailbox: Any) -> None:
                 trainer.fit()
         except TrainingFailedError as error:
             failure = error
-    if (known := ray.get(mailbox.error.remote())) is not None:
+    if failure is not None and (known := ask(mailbox.error.remote(), None)) is not None:
         raise known
     if failure is not None:
         raise explain(failure, what="the workers failed too often, at last with: ") from failure
 
 
-def _train_loop(_: dict[str, Any], *, config: TrainConfig, resources: WorkerResources, mailbox: Any) -> None:
+def _train_loop(
+    _: dict[str, Any], *, config: TrainConfig, resources: WorkerResources, guard: LeaseGuard, mailbox: Any
+) -> None:
     """One worker, on its machine.
 
     An error that another attempt would meet again is left in the mailbox and raised, so that Ray ends the other
-    workers, who may wait for this one. The next attempt finds it there and does nothing.
+    workers, who may wait for this one. The next attempt finds it there and fails at once.
     """
-    if ray.get(mailbox.error.remote()) is not None:
-        return
+    if (known := ask(mailbox.error.remote(), None)) is not None:
+        raise known
     try:
-        _run_worker(config, resources, mailbox)
+        _run_worker(config, resources, guard, mailbox)
     except (UsageError, TooManyFailuresError, RunError) as error:
-        ray.get(mailbox.put_error.remote(error))
+        ask(mailbox.put_error.remote(error), None)
         raise
 
 
-def _run_worker(config: TrainConfig, resources: WorkerResources, mailbox: Any) -> None:
+def _run_worker(config: TrainConfig, resources: WorkerResources, guard: LeaseGuard, mailbox: Any) -> None:
     torch.set_num_threads(resources.num_threads)
     ray_context, decoding = ray.train.get_context(), resources.decoding
     on_gpu = ray.train.torch.get_device().type == "cuda"
@@ -156,6 +180,7 @@ def _run_worker(config: TrainConfig, resources: WorkerResources, mailbox: Any) -
         ),
         is_preempted=lambda: ray.train.get_preemption_info() is not None,
         after_epoch=lambda figures: ray.train.report(figures),
+        check_lease=guard.check,
         log=lambda line: mailbox.put_line.remote(line),
     )
     if context.ranks.is_first and ray.available_resources().get("CPU", 0.0) < decoding.cpus_per_task:

@@ -37,6 +37,8 @@ class WorkerContext:
     """True when this process will be ended soon."""
     after_epoch: Callable[[dict[str, Any]], None] = lambda figures: None
     """Called by every rank with the figures of each validation."""
+    check_lease: Callable[[], None] = lambda: None
+    """Raises if the output is another run's by now; called before everything that is written."""
     log: Callable[[str], None] = print
     """Prints a line for the user."""
 
@@ -55,7 +57,7 @@ def run_worker(config: TrainConfig, context: WorkerContext, *, plan: TrainingPla
     plan = plan or read_plan(config)
     store = Store(config.output)
     task = _make_task(config, plan, context)
-    writer = CheckpointWriter(store, num_kept=config.keep_states, log=context.log)
+    writer = CheckpointWriter(store, num_kept=config.keep_states, log=context.log, check_lease=context.check_lease)
     trackers = Trackers(config) if ranks.is_first else None
     try:
         spec = make_eval_spec(config, plan, make_pool=context.make_pool)
@@ -63,7 +65,7 @@ def run_worker(config: TrainConfig, context: WorkerContext, *, plan: TrainingPla
         _resume(loop, writer, context)
         loop.run()
         writer.finish()
-        return finish(loop, spec, plan, writer, store, log=context.log)
+        return finish(loop, spec, plan, writer, store, log=context.log, check_lease=context.check_lease)
     finally:
         task.clips.close()
         writer.close()

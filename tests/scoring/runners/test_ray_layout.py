@@ -9,7 +9,7 @@ import pytest
 from vidray.cluster import Cluster, Node
 from vidray.errors import UsageError
 from vidray.scoring.config import ScoreConfig
-from vidray.scoring.runners.ray_layout import READ_CPUS, fits, make_layout
+from vidray.scoring.runners.ray_layout import READ_CPUS, make_layout
 from vidray.types import ViewConfig
 
 VIEW = ViewConfig(num_frames=16, size=224, num_clips=1)
@@ -183,4 +183,4 @@ def test_what_fits_on_no_node_is_refused_whatever_the_sum_is(cluster, flags):
     ],
 )
 def test_an_actor_is_on_one_node(demands, kinds, expected):
-    assert fits(demands, nodes(*kinds)) is expected
+    assert of(*kinds).fits(demands) is expected

@@ -145,7 +145,7 @@ def _check_fits(decode: ActorPool | None, predict: ActorPool, cluster: Cluster) 
     """Raise UsageError unless the least of both pools fits on nodes that there are or may be."""
     decode = decode or ActorPool(min_size=0, max_size=0, num_cpus=0)
     demands = [(predict.num_cpus, predict.num_gpus)] * predict.min_size + [(decode.num_cpus, 0.0)] * decode.min_size
-    if fits([(READ_CPUS, 0.0), *demands], cluster.most):
+    if cluster.fits([(READ_CPUS, 0.0), *demands]):
         return
     need_cpus = decode.min_size * decode.num_cpus + predict.min_size * predict.num_cpus + READ_CPUS
     need_gpus = predict.min_size * predict.num_gpus
@@ -157,17 +157,3 @@ def _check_fits(decode: ActorPool | None, predict: ActorPool, cluster: Cluster) 
         "would wait for ever. Lower --decoders and --predictors (MIN:MAX lets a pool grow with the cluster), take "
         "--device cpu, or --wait-for-nodes SECONDS if nodes are on their way"
     )
-
-
-def fits(demands: list[tuple[float, float]], nodes: tuple[Node, ...]) -> bool:
-    """True if actors of these (CPUs, GPUs) find room on the nodes, the first node with room taking each."""
-    free = sorted([[node.num_cpus, node.num_gpus] for node in nodes], key=lambda room: (room[1], room[0]))
-    for cpus, gpus in demands:
-        for room in free:
-            if room[0] >= cpus - 1e-9 and room[1] >= gpus - 1e-9:
-                room[0] -= cpus
-                room[1] -= gpus
-                break
-        else:
-            return False
-    return True

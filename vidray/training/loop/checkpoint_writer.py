@@ -14,10 +14,21 @@ BEST_PREFIX = "_train/best"
 
 
 class CheckpointWriter:
-    """Saves on the first rank, and loads for all of them."""
+    """Saves on the first rank, and loads for all of them.
 
-    def __init__(self, store: Store, *, num_kept: int, log: Callable[[str], None] = print) -> None:
-        self._store, self._num_kept, self._log = store, num_kept, log
+    Args:
+        check_lease: raises if the output is another run's by now; called before everything that is written.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        num_kept: int,
+        log: Callable[[str], None] = print,
+        check_lease: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store, self._num_kept, self._log, self._check_lease = store, num_kept, log, check_lease
         self._states, self._bests = StateStore(store), StateStore(store, BEST_PREFIX)
         self._background = BackgroundThread()
 
@@ -27,7 +38,7 @@ class CheckpointWriter:
 
     def save_best(self, step: int, weights: Tensors) -> None:
         """Queue the best weights so far; the state that names them comes after."""
-        self._background.submit(lambda: self._bests.save(State(step=step, values={}, tensors={"model": weights})))
+        self._background.submit(lambda: self._write_best(State(step=step, values={}, tensors={"model": weights})))
 
     def finish(self) -> None:
         """Wait until all is written. Raises RunError if something could not be."""
@@ -64,7 +75,12 @@ class CheckpointWriter:
             self._bests.forget_after(-1 if best_step is None else best_step)
         return state
 
+    def _write_best(self, state: State) -> None:
+        self._check_lease()
+        self._bests.save(state)
+
     def _write(self, state: State) -> None:
+        self._check_lease()
         self._states.save(state)
         self._states.keep_last(self._num_kept)
         # Each kept state names one of the last bests, and one more may be on its way.
