@@ -67,6 +67,6 @@ def test_the_readme_counts_each_video_of_the_model_that_scored_last_once(tmp_pat
         store.create(part_path(f"r{number}", 0), parquet_bytes(table, {}))
     (statements,) = re.findall(r"```sql\n(CREATE VIEW current .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     with duckdb.connect() as db:
-        db.execute(statements.replace("s3://bucket/scores", f"{tmp_path}/scores"))
+        db.execute(statements.replace("s3://bucket/scores", f"{tmp_path}/scores")).fetchall()
         rows_of_k = [(uri, etag, status, attempts) for uri, key, etag, status, attempts in EXPECTED if key == "k"]
         assert db.sql("SELECT uri, etag, status, attempts FROM current ORDER BY ALL").fetchall() == rows_of_k
