@@ -1,4 +1,4 @@
-"""What a process that computes on CPUs, or hands frames to one that does, sets for itself."""
+"""What a process may use of its machine, and what one that computes on CPUs sets for itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENVIRONMENT = {
 }
 """Read when a process starts, or loads a library, so set by who starts it, unless a user has set it otherwise."""
 
-_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+_QUOTA_FILE, _MEMORY_FILE = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/memory.max")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
@@ -27,6 +27,15 @@ def num_cpus() -> int:
         return max(1, min(allowed, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no such file, or "max": no quota
         return allowed
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or less where its container has a limit (cgroup v2)."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int(_MEMORY_FILE.read_text()))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return total
 
 
 def use_one_arena() -> None:

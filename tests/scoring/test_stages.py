@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from tests.support.runs import wait_until
 from vidray.errors import VideoError
@@ -74,6 +75,38 @@ def test_a_block_that_waits_for_the_decoder_holds_half_a_window_of_objects(monke
             assert len(asked) == 4
         assert call.result(60)["status"].to_pylist() == ["not_found"] * 20
     assert len(asked) == 20
+    stage._sandbox.close()
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(100, 3), (20, 1), (1000, 8)])
+def test_objects_that_wait_for_a_decoder_take_a_bounded_memory_and_the_largest_waits_alone(
+    monkeypatch, budget, expected
+):
+    """Objects of 15 bytes; half of the budget is for each of the two blocks that may be in the stage."""
+    under_way, most, lock = set(), [0], threading.Lock()
+
+    def fetch(ref, *, limits):
+        with lock:
+            under_way.add(ref.uri)
+            most[0] = max(most[0], len(under_way))
+        time.sleep(0.02)  # so that those that may be under way together are
+        raise VideoError(Status.NOT_FOUND, "not there")
+
+    stage = stages.DecodeStage(view=VIEW, limits=Limits(), fetch_threads=8, fetch_memory_bytes=budget)
+    decode = stage._decode
+
+    def decoded(data, seconds, out):
+        with lock:
+            under_way.discard(next(iter(sorted(under_way))))
+        return decode(data, seconds, out)
+
+    monkeypatch.setattr(stages, "fetch", fetch)
+    monkeypatch.setattr(stage, "_decode", decoded)
+    block = plan(20)
+    block = block.set_column(block.schema.get_field_index("size_bytes"), "size_bytes", pa.array([15] * 20))
+    assert stage(block)["status"].to_pylist() == ["not_found"] * 20
+    # One more than waits: it is being decoded while its place is taken.
+    assert expected <= most[0] <= expected + 1
     stage._sandbox.close()
 
 

@@ -93,6 +93,9 @@ class ScoreConfig:
     """Model replicas, as N or MIN:MAX. Default: one per GPU, or from the cluster's CPUs."""
     fetch_threads: int = 8
     """Objects that each decoding process fetches at a time."""
+    fetch_memory_bytes: Annotated[int | None, shown_as("INT")] = None
+    """Bytes of fetched objects that wait for one decoder, at most; a larger object waits alone. Default: an eighth of
+    the machine's memory, shared by its CPUs. (With --streaming: of one worker; default: an eighth.)"""
     runner: RunnerName = "auto"
     """What moves the work: `local`, processes of this machine alone; `ray`, Ray Data. auto: ray where a Ray cluster is
     named (--ray-address, $RAY_ADDRESS, which `ray job submit` sets), else local."""
@@ -111,7 +114,7 @@ class ScoreConfig:
         require(self.views is None or parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
         for flag in ("top_k", "max_attempts", "fetch_threads"):
             require(getattr(self, flag) >= 1, flag_name(flag), getattr(self, flag), "at least 1")
-        for flag in ("stride", "batch_size", "rows_per_part"):
+        for flag in ("stride", "batch_size", "rows_per_part", "fetch_memory_bytes"):
             value = getattr(self, flag)
             require(value is None or value >= 1, flag_name(flag), value, "at least 1")
         require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")

@@ -31,9 +31,11 @@ def default_stages(config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig
         from vidray.scoring.stream_stage import StreamStage
 
         stream = {"limits": config.limits, "num_videos": config.streams_per_worker(num_threads)}
+        stream["fetch_memory_bytes"] = config.fetch_memory_bytes
         return Stages(decode=None, predict=StageSpec(cls=StreamStage, kwargs=predict | stream))
     from vidray.scoring.stages import DecodeStage, PredictStage
 
     decode = {"view": view, "limits": config.limits, "fetch_threads": config.fetch_threads}
+    decode["fetch_memory_bytes"] = config.fetch_memory_bytes
     predict |= {"compile": config.compile, "batch_size": config.batch_size}
     return Stages(decode=StageSpec(cls=DecodeStage, kwargs=decode), predict=StageSpec(cls=PredictStage, kwargs=predict))

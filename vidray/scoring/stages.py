@@ -6,7 +6,6 @@ Each runner keeps some of each in its workers. Nothing here knows of runners.
 from __future__ import annotations
 
 import datetime
-import itertools
 import os
 import socket
 import threading
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from vidray.cpu_tuning import memory_bytes, num_cpus
 from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
 from vidray.scoring.buffers import BufferPool
@@ -84,11 +84,19 @@ class DecodeStage:
     """Fetches objects on threads and decodes them, one after the other, in a sandbox of its own."""
 
     def __init__(
-        self, *, view: ViewConfig, limits: Limits, fetch_threads: int = 8, child_module: str = "vidray.sandbox.child"
+        self,
+        *,
+        view: ViewConfig,
+        limits: Limits,
+        fetch_threads: int = 8,
+        fetch_memory_bytes: int | None = None,
+        child_module: str = "vidray.sandbox.child",
     ) -> None:
         self._view = view
         self._limits = limits
         self._window = fetch_threads
+        # Two blocks may be in this stage at once.
+        self._window_bytes = (fetch_memory_bytes or memory_bytes() // (8 * num_cpus())) // 2
         self._fetchers = ThreadPoolExecutor(fetch_threads, thread_name_prefix="vidray-fetch")
         self._sandbox = Sandbox(view=view, limits=limits, child_module=child_module)
         self._sandbox.start()
@@ -112,20 +120,27 @@ class DecodeStage:
         return pa.table({name: columns[name] for name in DECODED_SCHEMA.names}, schema=DECODED_SCHEMA)
 
     def _fetch_ahead(self, refs: list[VideoRef]) -> Iterator[tuple[bytes | VideoError, float]]:
-        """Objects in order, with a window of them under way. Half of it is asked for at once and held while the block
-        before is decoded, the rest when iterated.
+        """Objects in order, with a window of them under way: so many, and so many bytes, but always one. Half of it is
+        asked for at once and held while the block before is decoded, the rest when iterated.
         """
-        waiting: deque[Future[tuple[bytes | VideoError, float]]] = deque()
-        todo = iter(refs)
+        waiting: deque[tuple[int, Future[tuple[bytes | VideoError, float]]]] = deque()
+        todo = deque(refs)
 
         def ask(window: int) -> None:
-            for ref in itertools.islice(todo, window - len(waiting)):
-                waiting.append(self._fetchers.submit(self._fetch, ref))
+            num_bytes = sum(size for size, _ in waiting)
+            while todo and len(waiting) < window:
+                size = todo[0].size_bytes or 0
+                if waiting and num_bytes + size > self._window_bytes:
+                    return
+                waiting.append((size, self._fetchers.submit(self._fetch, todo.popleft())))
+                num_bytes += size
 
         def drain() -> Iterator[tuple[bytes | VideoError, float]]:
             ask(self._window)
             while waiting:
-                result = waiting.popleft().result()
+                _, future = waiting.popleft()
+                result = future.result()
+                del future  # with what it holds
                 ask(self._window)
                 yield result
 

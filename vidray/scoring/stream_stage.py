@@ -1,5 +1,4 @@
-"""The stage of a streaming score run: plan rows in, prediction rows out. Ray Data keeps one in every actor; nothing
-here knows of Ray.
+"""The stage of a streaming score run: plan rows in, prediction rows out. Each worker of a runner keeps one.
 
 Fetching, decoding and predicting are one stage, because decoders and network take turns on each video: a chunk is
 decoded when the network is about to want it, and nothing but a state and two chunks of a video is ever in memory beside
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from vidray.cpu_tuning import memory_bytes
 from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
 from vidray.scoring.output import ROW
@@ -33,9 +33,6 @@ from vidray.video.sampling import Chunk, stream_chunks
 if TYPE_CHECKING:
     from vidray.checkpoints.checkpoint import Checkpoint
     from vidray.scoring.config import Device, Precision
-
-MAX_HELD_BYTES = 2 * 1024**3
-"""Bytes of objects that one actor holds at once; a larger one is held alone."""
 
 
 class StreamStage:
@@ -52,6 +49,7 @@ class StreamStage:
         precision: Precision = "auto",
         num_threads: int | None = None,
         top_k: int = 5,
+        fetch_memory_bytes: int | None = None,
         child_module: str = "vidray.sandbox.child",
     ) -> None:
         self._view, self._limits, self._name = view, limits, worker_name()
@@ -61,7 +59,7 @@ class StreamStage:
             sandbox.start()  # before torch is imported: both take a while
             self._sandboxes.put((number, sandbox))
         self._threads = ThreadPoolExecutor(num_videos, thread_name_prefix="vidray-stream")
-        self._budget = ByteBudget(MAX_HELD_BYTES)
+        self._budget = ByteBudget(fetch_memory_bytes or memory_bytes() // 8)
         from vidray.scoring.stream_predictor import StreamPredictor  # torch: only in the process that predicts
 
         self._predictor = StreamPredictor(
