@@ -37,7 +37,7 @@ ORDER = {
     "checkpoints": ["resolve", "checkpoint", "convert"],
     "scoring": [
         *("config", "output", "history", "accounting", "plan", "collector", "progress", "timing", "summary", "verdict"),
-        *("buffers", "staging", "predictor", "stages", "stream_predictor", "stream_stage"),
+        *("staging", "predictor", "stages", "stream_predictor", "stream_stage"),
         *("runners", "stage_specs", "job"),
     ],
     "scoring.runners": ["base", "local_worker", "local", "ray_layout", "ray", "choose"],

@@ -13,7 +13,6 @@ import pytest
 from tests.support.runs import wait_until
 from vidray.errors import VideoError
 from vidray.scoring import stages
-from vidray.scoring.buffers import BufferPool
 from vidray.scoring.output import ROW
 from vidray.scoring.plan import PLAN_SCHEMA
 from vidray.scoring.timing import BusyClock
@@ -144,22 +143,3 @@ def test_views_are_those_of_the_rows_that_decoded_and_lie_in_the_block_itself():
 
 def test_a_block_of_failures_has_no_views():
     assert stages.views_of(make_block([False, False]), VIEW) == []
-
-
-def test_memory_of_a_block_is_used_again_once_nothing_refers_to_it_and_not_before():
-    buffers = BufferPool()
-    buffer = buffers.take((3, 4))
-    address = buffer.ctypes.data
-    column = stages._views_column(buffer, [True] * 3)
-    del buffer
-    other = buffers.take((3, 4))
-    assert other.ctypes.data != address, "the column still refers to it"
-    del column
-    assert buffers.take((2, 4)).ctypes.data == address
-
-
-def test_larger_blocks_get_larger_memory_and_the_smaller_one_is_forgotten():
-    buffers = BufferPool()
-    for num_rows in (1, 2, 4, 8, 5):
-        buffers.take((num_rows, 4))[:] = 1
-    assert [memory.nbytes for memory in buffers._free] == [32]

@@ -26,7 +26,6 @@ import torch
 
 from vidray.checkpoints.checkpoint import Checkpoint, load_model
 from vidray.errors import UsageError
-from vidray.models.loading import order_channels_last
 from vidray.models.predict import aggregate, forward_views, top_k
 from vidray.models.processors import check_view
 from vidray.scoring.staging import Prefetcher
@@ -189,13 +188,10 @@ class _BatchBuffers(NamedTuple):
 
 
 def load_network(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-    """The network on its device, in eval mode; on CPUs laid out, and the process set up, for speed."""
+    """The network on its device, in eval mode; on CPUs the process is set up for speed."""
     if device.type == "cpu":
         keep_freed_memory()
-    network = load_model(checkpoint, dtype=dtype, only_scores=True).to(device)
-    if device.type == "cpu":
-        order_channels_last(network)
-    return network
+    return load_model(checkpoint, dtype=dtype, only_scores=True).to(device)
 
 
 def choose_device(device: str) -> torch.device:

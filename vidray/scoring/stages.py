@@ -21,7 +21,6 @@ import pyarrow as pa
 from vidray.cpu_tuning import memory_bytes, num_cpus
 from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
-from vidray.scoring.buffers import BufferPool
 from vidray.scoring.output import PREDICTION_SCHEMA, ROW
 from vidray.scoring.timing import BusyClock
 from vidray.storage.fetch import fetch
@@ -102,7 +101,6 @@ class DecodeStage:
         self._sandbox.start()
         # Two blocks may be in this stage at once, so that one is fetched while the other is decoded.
         self._decoding = threading.Lock()
-        self._buffers = BufferPool()
         self._name = worker_name()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -111,7 +109,7 @@ class DecodeStage:
         fetched = self._fetch_ahead(refs)
         with self._decoding:
             # One allocation for all, of which the column is made without copying.
-            buffer = self._buffers.take((block.num_rows, *self._view.views_shape))
+            buffer = np.empty((block.num_rows, *self._view.views_shape), np.uint8)
             rows = [self._decode(data, seconds, out) for (data, seconds), out in zip(fetched, buffer, strict=True)]
         plan_columns = [block[name] for name in (ROW, "uri", "etag", "attempts")]
         columns = dict(zip((ROW, "uri", "etag", "attempts"), plan_columns, strict=True))
@@ -191,7 +189,7 @@ def _column(rows: list[dict[str, Any]], name: str) -> pa.Array:
 
 def _views_column(buffer: np.ndarray, is_ok: list[bool]) -> pa.LargeBinaryArray:
     """One value per video over the memory of ``buffer`` (N, V, T, H, W, C); null where decoding failed."""
-    buffer[np.invert(is_ok)] = 0  # nothing of an earlier use of this memory leaves the process
+    buffer[np.invert(is_ok)] = 0  # what lay in this memory before does not leave the process
     offsets = np.arange(len(buffer) + 1, dtype=np.int64) * (buffer.nbytes // max(1, len(buffer)))
     valid = np.packbits(np.array(is_ok, dtype=bool), bitorder="little")
     buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(buffer.reshape(-1))]
