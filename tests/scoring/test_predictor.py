@@ -310,16 +310,3 @@ def test_predictor_loads_the_checkpoint_from_a_folder_alone(tmp_path: Path) -> N
     folder = make_videomae(tmp_path, labels=("a", "b"), num_frames=4, size=16, processor="new")
     checkpoint = read_checkpoint(str(folder))
     assert Predictor(checkpoint).predict([make_video(checkpoint.view, num_views=1)])[0].error is None
-
-
-def test_convolutions_on_cpus_run_with_the_channels_last_and_score_the_same(tmp_path: Path) -> None:
-    """Else X3D was slower than a plain loop."""
-    checkpoint = read_checkpoint(str(make_family(tmp_path, "pytorchvideo_x3d", labels=("a", "b"))))
-    predictor, video = Predictor(checkpoint), make_video(checkpoint.view, num_views=2)
-    network: Any = predictor._model
-    weights = [module.weight for module in network.modules() if isinstance(module, torch.nn.Conv3d)]
-    assert all(weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in weights)
-    with torch.inference_mode():
-        views = torch.from_numpy(video)
-        expected = forward_views(load_model(checkpoint), views, family=checkpoint.family, view=checkpoint.view)
-    np.testing.assert_allclose(predictor.predict([video])[0].logits, expected.numpy(), atol=1e-5)
