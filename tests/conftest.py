@@ -16,6 +16,14 @@ from tests.support import servers
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def _impatient() -> None:
+    """Tests that expect a store to fail wait for seconds, not for ten minutes."""
+    from vidray.storage import retry
+
+    retry.configure(deadline_seconds=3.0)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[servers.Server]:
     """An S3 server; its environment variables are set, so that child processes reach it too."""

@@ -24,6 +24,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from vidray.cluster import connected, explain, signals_kept
 from vidray.errors import RunError, TooManyFailuresError, UsageError
+from vidray.storage import retry
 from vidray.training.config import TrainConfig
 from vidray.training.data.pools import DecodeCpus, check_decode_cpus
 from vidray.training.data.ray_pool import RayPool
@@ -168,6 +169,7 @@ def _train_loop(_: dict[str, Any], *, config: TrainConfig, layout: DecodeCpus, t
 
 def _train(config: TrainConfig, layout: DecodeCpus, threads: int, desk: Any) -> None:
     torch.set_num_threads(threads)
+    retry.configure(deadline_seconds=config.store_deadline_seconds, on_wait=lambda text: ray.get(desk.put.remote(text)))
     context = ray.train.get_context()
     device = choose_device(config) if ray.train.torch.get_device().type == "cuda" else torch.device("cpu")
     around = Surroundings(
