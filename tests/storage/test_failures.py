@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import errno
 import importlib.util
+import types
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from tests.support.faulty_server import (
@@ -77,10 +79,12 @@ def place_at(client: str, address: str, patch: pytest.MonkeyPatch, *, scheme: st
     if client == "gcs":
         if importlib.util.find_spec("gcsfs") is None:
             pytest.skip("gcsfs is not installed")
-        import gcsfs.core
-
         patch.setenv("STORAGE_EMULATOR_HOST", f"{scheme}://{address}")
-        patch.setattr(gcsfs.core.asyncio, "sleep", _no_sleep)
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it asks Google what kind of bucket it is
+        import gcsfs.retry
+
+        patch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=_no_sleep))
         return locate("gs://bucket/v.mp4")
     return locate(f"{scheme}://{address}/v.mp4")
 

@@ -180,7 +180,7 @@ def _settings(kind: Kind) -> dict[str, Any]:
         case "azure":
             return {"connection_timeout": CONNECT_TIMEOUT_SECONDS, "read_timeout": SILENCE_TIMEOUT_SECONDS}
         case "gcs":
-            return {"session_kwargs": {"timeout": _client_timeout()}}
+            return {"requests_timeout": _client_timeout()}
         case "http":
             return {"client_kwargs": {"timeout": _client_timeout()}}
     return {}
