@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import uuid
@@ -14,6 +15,14 @@ from tests.support import servers
 
 # What a shell runs in the background (`make test &`) starts with SIGINT ignored, and hands that on to its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _impatient() -> None:
+    """Tests that expect a store to fail wait for seconds, not for ten minutes."""
+    from vidray.storage import retry
+
+    retry.configure(deadline_seconds=3.0)
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +45,28 @@ def s3_bucket(s3_server: servers.Server) -> str:
     fs, _ = filesystem(f"s3://{name}")
     fs.call_s3("create_bucket", Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[servers.Server]:
+    """A Google Cloud Storage server; skips where gcsfs is not installed (``pip install 'vidray[gcs]'``)."""
+    if importlib.util.find_spec("gcsfs") is None:
+        pytest.skip("gcsfs is not installed; pip install 'vidray[gcs]'")
+    import fsspec
+
+    from tests.support.gcs_server import gcs_server
+
+    with gcs_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})  # fsspec has read the environment already
+        yield server
+
+
+@pytest.fixture
+def gcs_bucket(gcs_server: servers.Server) -> str:
+    """The URI (``gs://name``) of an empty bucket."""
+    return f"gs://bucket-{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture(scope="session")

@@ -45,10 +45,12 @@ def exit_code(error: BaseException | None) -> int:
 class VideoError(Exception):
     """One video cannot be scored. It becomes a row with this status, never a traceback."""
 
-    def __init__(self, status: Status, message: str) -> None:
+    def __init__(self, status: Status, message: str, is_outage: bool = False) -> None:
+        """``is_outage``: its store was away until the deadline, so others will fail alike."""
         super().__init__(message)
         self.status = status
         self.message = message
+        self.is_outage = is_outage
 
-    def __reduce__(self) -> tuple[type[VideoError], tuple[Status, str]]:
-        return VideoError, (self.status, self.message)
+    def __reduce__(self) -> tuple[type[VideoError], tuple[Status, str, bool]]:
+        return VideoError, (self.status, self.message, self.is_outage)

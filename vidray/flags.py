@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -24,6 +25,11 @@ def require(holds: bool, flag: str, got: object, allowed: str) -> None:
     """Raise UsageError, with what was got and what is allowed, unless ``holds``."""
     if not holds:
         raise UsageError(f"{flag}: got {got!r}, allowed is {allowed}")
+
+
+def require_deadline(seconds: float) -> None:
+    """Raise UsageError unless ``--store-deadline-seconds`` is a time. 0: a store is asked once."""
+    require(0 <= seconds < math.inf, "--store-deadline-seconds", seconds, "a number of seconds, at least 0")
 
 
 def parse_views(text: str) -> tuple[int, int] | None:

@@ -257,6 +257,9 @@ class Limits:
     """Wall-clock seconds for decoding one video (or one chunk, with --streaming), after which its decoder is killed."""
     decode_memory_bytes: int = 3 * 1024**3
     """Address space that the decoder process may use beyond what it has at its start."""
+    fetch_deadline_seconds: float = 600.0
+    """How long one video's object is waited for while its store is away or silent. Time in which bytes flow does not
+    count."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -15,6 +15,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
             return str(tmp_path / "out")
         case "s3":
             return f"{request.getfixturevalue('s3_bucket')}/out"
+        case "gcs":
+            return f"{request.getfixturevalue('gcs_bucket')}/out"
         case "azure":
             return f"{request.getfixturevalue('azure_container')}/out"
         case _:

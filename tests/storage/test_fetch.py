@@ -162,7 +162,7 @@ class TestFetchHttp:
         assert Site.num_failures == 2
 
     def test_a_store_that_stays_down_is_a_failed_fetch(self, site: str) -> None:
-        assert status_of(VideoRef(uri=f"{site}/503")) == Status.FETCH_FAILED
+        assert status_of(VideoRef(uri=f"{site}/503"), Limits(fetch_deadline_seconds=0.5)) == Status.FETCH_FAILED
 
     def test_reading_is_bounded_where_no_size_is_told(self, site: str) -> None:
         assert status_of(VideoRef(uri=f"{site}/endless"), Limits(max_object_bytes=4000)) == Status.TOO_LARGE

@@ -25,7 +25,7 @@ STRANGE_NAMES = [
     "+&.mp4",
 ]
 
-_STORES = ["local", "s3", "azure", "memory"]
+_STORES = ["local", "s3", "gcs", "azure", "memory"]
 on_every_store = pytest.mark.parametrize("folder", _STORES, indirect=True)
 on_remote_stores = pytest.mark.parametrize("folder", _STORES[1:], indirect=True)
 

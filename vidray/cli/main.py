@@ -19,6 +19,7 @@ from vidray.cpu_tuning import use_one_arena
 from vidray.errors import RunError, Terminated, TooManyFailuresError, UsageError, exit_code
 from vidray.flags import config_file_arguments
 from vidray.scoring.config import ScoreConfig
+from vidray.storage import retry
 
 _USAGE = f"""vidray {__version__}: fine-tune video classifiers, and score buckets of videos into Parquet
 
@@ -102,6 +103,7 @@ def score(arguments: list[str]) -> int:
     from vidray.scoring.job import ScoreJob
 
     job = ScoreJob(config)
+    retry.configure(on_wait=job.progress.say)
     if config.dry_run:
         print(job.dry_run())
         return 0
@@ -153,6 +155,10 @@ def evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _warn(text: str) -> None:
+    print(f"vidray: {text}", file=sys.stderr, flush=True)
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -189,12 +195,14 @@ def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
 
     Raises UsageError for a file that cannot be read; exits with 2 for flags that are not known.
     """
-    return tyro.cli(
+    config = tyro.cli(
         config_class,
         prog=prog,
         config=(tyro.conf.OmitArgPrefixes,),
         args=_config_file(arguments) + arguments,
     )
+    retry.configure(deadline_seconds=getattr(config, "store_deadline_seconds", None), on_wait=_warn)
+    return config
 
 
 def _config_file(arguments: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ from vidray.scoring import output
 from vidray.scoring.history import KEYS_SCHEMA, is_finished, keys_of, run_file, run_files
 from vidray.scoring.output import PREDICTION_SCHEMA, part_path, sealed_shards
 from vidray.scoring.plan import Plan, load_plan
-from vidray.storage.retry import describe
+from vidray.storage.failures import describe
 from vidray.storage.store import Store
 
 _NUM_THREADS = 8

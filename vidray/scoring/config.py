@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vidray.errors import UsageError
-from vidray.flags import flag_name, parse_pool, parse_views, require, shown_as
+from vidray.flags import flag_name, parse_pool, parse_views, require, require_deadline, shown_as
+from vidray.storage.retry import STORE_DEADLINE_SECONDS
 from vidray.types import Aggregation, Limits, Span, ViewConfig
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -83,6 +84,8 @@ class ScoreConfig:
     """Say what a run would do, and do nothing."""
     allow_unconditional_store: bool = False
     """Accept an output store without conditional writes. Then only the lease keeps two runs apart."""
+    store_deadline_seconds: float = STORE_DEADLINE_SECONDS
+    """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, parts."""
 
     rows_per_part: Annotated[int | None, shown_as("INT")] = None
     """Videos per Parquet part, the unit of commit: a crash costs at most the parts in flight.
@@ -119,6 +122,7 @@ class ScoreConfig:
             require(value is None or value >= 1, flag_name(flag), value, "at least 1")
         require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")
         require(self.wait_for_nodes >= 0, "--wait-for-nodes", self.wait_for_nodes, "at least 0")
+        require_deadline(self.store_deadline_seconds)
         stall = self.stall_timeout_seconds
         require(stall is None or stall > 0, "--stall-timeout-seconds", stall, "above 0")
         if self.run_id is not None:

@@ -20,8 +20,9 @@ from vidray.sources.walk import Walk
 from vidray.sources.walk_fsspec import FsspecWalk
 from vidray.sources.walk_local import LocalWalk
 from vidray.sources.walk_s3 import S3Walk
+from vidray.storage.failures import Failure, classify, describe
 from vidray.storage.location import Location, locate, split_bucket
-from vidray.storage.retry import describe, is_access_denied, with_retries
+from vidray.storage.retry import raise_run_error, with_retries
 from vidray.storage.versions import version_at
 
 __all__ = ["MANIFEST_SCHEMA", "VIDEO_EXTENSIONS", "list_folder", "list_records", "list_sources"]
@@ -97,8 +98,9 @@ def _collect(source: str, start: _Start, rows: RowCollector, num_threads: int, r
     except (UsageError, RunError):
         raise
     except Exception as error:
-        is_known = isinstance(error, FileNotFoundError | NotADirectoryError) or is_access_denied(error)
-        raise (UsageError if is_known else RunError)(f"cannot list {source!r}: {describe(error)}") from error
+        if classify(error) in (Failure.NOT_FOUND, Failure.ACCESS_DENIED):
+            raise UsageError(f"cannot list {source!r}: {describe(error)}") from error
+        raise_run_error(error, f"cannot list {source!r}")
     if rows.num_rows == num_rows:
         num_others = rows.num_skipped - num_skipped
         others = f"; {num_others} other files are there" if num_others else ""
@@ -168,12 +170,24 @@ def _exists(place: Location) -> bool:
     if place.kind == "local":
         return os.path.lexists(place.path)
     if place.kind != "s3":
-        return with_retries(lambda: place.fs.exists(place.path))
+        return _exists_elsewhere(place)
     bucket, key = split_bucket(place.path)
     if version_at(place) is not None:
         return True
-    page = with_retries(lambda: place.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key}/", MaxKeys=1))
+    options = {"Bucket": bucket, "Prefix": f"{key}/", "MaxKeys": 1}
+    page = with_retries(lambda: place.fs.call_s3("list_objects_v2", **options), what=place.uri)
     return bool(page.get("Contents"))
+
+
+def _exists_elsewhere(place: Location) -> bool:
+    """Not with fsspec's ``exists``, which takes an outage for an answer."""
+    try:
+        with_retries(lambda: place.fs.info(place.path), what=place.uri)
+    except Exception as error:
+        if classify(error) is Failure.NOT_FOUND:
+            return False
+        raise
+    return True
 
 
 def _merge(table: pa.Table) -> pa.Table:

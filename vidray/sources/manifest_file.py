@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidray.errors import UsageError
+from vidray.storage.failures import Failure, classify, describe
 from vidray.storage.location import Location, locate
-from vidray.storage.retry import describe, is_access_denied, with_retries
+from vidray.storage.retry import raise_run_error, with_retries
 from vidray.storage.versions import unquote_etag
 
 _EXTENSIONS = (".csv", ".jsonl", ".ndjson", ".parquet")
@@ -67,13 +68,18 @@ def read_rows(manifest: Location, columns: Sequence[str] | None = None) -> Itera
 
 
 def read_bytes(place: Location) -> bytes:
-    """A whole file. Raises UsageError if there is none, or it may not be read."""
+    """A whole file.
+
+    Raises:
+        UsageError: there is none, or it may not be read.
+        RunError: the store failed.
+    """
     try:
-        return with_retries(lambda: _read(place))
+        return with_retries(lambda: _read(place), what=place.uri)
     except Exception as error:
-        if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or is_access_denied(error):
+        if isinstance(error, IsADirectoryError) or classify(error) in (Failure.NOT_FOUND, Failure.ACCESS_DENIED):
             raise UsageError(f"cannot read {place.uri}: {describe(error)}") from error
-        raise
+        raise_run_error(error, f"cannot read {place.uri}")
 
 
 def parse_records(manifest: Location, rows: Iterable[dict[str, Any]]) -> Iterator[ManifestRecord]:

@@ -22,7 +22,7 @@ class FsspecWalk(Walk):
     def _list_folder(self, folder: str, relative: str) -> None:
         above = folder.rstrip("/") + "/"
         kept: list[dict[str, Any]] = []
-        for entry in with_retries(lambda: self._entries(folder)):
+        for entry in with_retries(lambda: self._entries(folder), what=self.folder.uri_of(folder)):
             name = relative + entry["name"].rstrip("/")[len(above) :]
             if name == relative or not entry["name"].startswith(above):
                 continue  # the folder itself, as a marker object or a link to it

@@ -89,7 +89,7 @@ class S3Walk(Walk):
     def _page(self, **where: str) -> dict[str, Any]:
         self.tasks.check()
         options = {"Bucket": self.bucket, "Prefix": self.prefix, "MaxKeys": self.keys_per_page, **where}
-        return with_retries(lambda: self.folder.fs.call_s3("list_objects_v2", **options))
+        return with_retries(lambda: self.folder.fs.call_s3("list_objects_v2", **options), what=self.folder.uri)
 
     def _add(self, objects: list[dict[str, Any]]) -> None:
         start = len(self.folder_key)

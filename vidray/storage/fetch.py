@@ -5,20 +5,23 @@ Safe to call from many threads. No more than ``Limits.max_object_bytes`` are hel
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import stat
+from functools import partial
 from typing import Any, NoReturn
 
 from fsspec.asyn import sync
 
 from vidray.errors import UsageError, VideoError
+from vidray.storage.failures import Failure, classify, describe, is_outage
 from vidray.storage.location import Location, locate, split_bucket
-from vidray.storage.retry import describe, http_status, is_access_denied, is_transient, with_retries
+from vidray.storage.retry import CONNECT_TIMEOUT_SECONDS, SILENCE_TIMEOUT_SECONDS, Deadline, with_retries
 from vidray.storage.versions import etag_of, local_etag, unquote_etag
 from vidray.types import Limits, Status, VideoRef
 
-_HTTP_CHUNK_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
@@ -34,7 +37,9 @@ def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
         _check_size(ref.size_bytes, limits)
     try:
         place = locate(ref.uri)
-        data = with_retries(lambda: _read(place, ref, limits), should_retry=_should_retry)
+        deadline = Deadline(limits.fetch_deadline_seconds)
+        call = partial(_read, place, ref, limits, deadline)
+        data = with_retries(call, what=ref.uri, deadline=deadline, should_retry=_should_retry)
     except VideoError:
         raise
     except Exception as error:
@@ -45,32 +50,34 @@ def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
 
 
 def _should_retry(error: BaseException) -> bool:
-    return not isinstance(error, VideoError | UsageError) and is_transient(error)
+    return not isinstance(error, VideoError | UsageError) and is_outage(error)
 
 
 def _as_video_error(error: Exception) -> VideoError:
-    status = Status.FETCH_FAILED
-    if isinstance(error, FileNotFoundError | NotADirectoryError) or http_status(error) in (404, 410):
-        status = Status.NOT_FOUND
-    elif is_access_denied(error):
-        status = Status.ACCESS_DENIED
-    elif http_status(error) == 412:
-        status = Status.CHANGED
-    elif isinstance(error, IsADirectoryError):
+    failure = classify(error)
+    status = _STATUSES.get(failure, Status.FETCH_FAILED) if failure else Status.FETCH_FAILED
+    if isinstance(error, IsADirectoryError):
         status = Status.UNSUPPORTED
-    return VideoError(status, describe(error))
+    return VideoError(status, describe(error), failure is Failure.OUTAGE)
 
 
-def _read(place: Location, ref: VideoRef, limits: Limits) -> bytes:
+_STATUSES = {
+    Failure.NOT_FOUND: Status.NOT_FOUND,
+    Failure.ACCESS_DENIED: Status.ACCESS_DENIED,
+    Failure.PRECONDITION: Status.CHANGED,
+}
+
+
+def _read(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline) -> bytes:
     match place.kind:
         case "local":
             return _read_local(ref.path or os.fsencode(place.path), ref, limits)
         case "s3":
-            return sync(place.fs.loop, _read_s3, place, ref, limits)
+            return sync(place.fs.loop, _read_s3, place, ref, limits, deadline)
         case "azure":
-            return sync(place.fs.loop, _read_azure, place, ref, limits)
+            return sync(place.fs.loop, _read_azure, place, ref, limits, deadline)
         case "http":
-            return sync(place.fs.loop, _read_http, place, ref, limits)
+            return sync(place.fs.loop, _read_http, place, ref, limits, deadline)
         case _:
             return _read_any(place, ref, limits)
 
@@ -118,42 +125,78 @@ def _check_regular(status: os.stat_result) -> None:
         raise VideoError(Status.UNSUPPORTED, f"not a regular file: mode {stat.filemode(status.st_mode)}")
 
 
-async def _read_s3(place: Location, ref: VideoRef, limits: Limits) -> bytes:
+class _SilenceGuard:
+    """Breaks off a download when no bytes come for too long: a silent server must not hold it beyond the deadline."""
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        self._seconds = min(CONNECT_TIMEOUT_SECONDS + SILENCE_TIMEOUT_SECONDS, deadline.remaining_seconds)
+        self._timeout = asyncio.timeout(self._seconds)
+
+    async def __aenter__(self) -> _SilenceGuard:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        try:
+            await self._timeout.__aexit__(*raised)
+        except TimeoutError as error:
+            raise ConnectionError(f"the server sent nothing for {self._seconds:.3g} seconds") from error
+
+    def note_bytes(self) -> None:
+        """Some bytes came: wait anew for the next ones."""
+        self._deadline.note_bytes()
+        self._seconds = min(SILENCE_TIMEOUT_SECONDS, self._deadline.seconds)
+        self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
+
+
+async def _read_s3(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline) -> bytes:
     bucket, key = split_bucket(place.path)
     condition = {} if ref.etag is None else {"IfMatch": f'"{ref.etag}"'}
-    reply = await place.fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
-    async with reply["Body"] as body:
-        _check_etag(ref, unquote_etag(reply["ETag"]))  # for stores that ignore If-Match
-        _check_size(reply["ContentLength"], limits)
-        return await body.read()
+    async with _SilenceGuard(deadline) as guard:
+        reply = await place.fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
+        async with reply["Body"] as body:
+            _check_etag(ref, unquote_etag(reply["ETag"]))  # for stores that ignore If-Match
+            _check_size(reply["ContentLength"], limits)
+            chunks = []
+            while chunk := await body.read(_CHUNK_BYTES):
+                chunks.append(chunk)
+                guard.note_bytes()
+            return b"".join(chunks)
 
 
-async def _read_azure(place: Location, ref: VideoRef, limits: Limits) -> bytes:
+async def _read_azure(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline) -> bytes:
     from azure.core import MatchConditions
 
     container, key = split_bucket(place.path)
     condition = {} if ref.etag is None else {"etag": f'"{ref.etag}"', "match_condition": MatchConditions.IfNotModified}
     async with place.fs.service_client.get_blob_client(container=container, blob=key) as blob:
         try:
-            stream = await blob.download_blob(**condition)
+            silence = max(0.1, min(SILENCE_TIMEOUT_SECONDS, deadline.remaining_seconds))
+            stream = await blob.download_blob(**condition, read_timeout=silence)
         except Exception as error:
-            if http_status(error) == 412 and not await blob.exists():
-                raise FileNotFoundError(place.uri) from error
+            if classify(error) is Failure.PRECONDITION and not await blob.exists():
+                raise FileNotFoundError(place.uri) from None
             raise
+        deadline.note_bytes()
         _check_size(stream.size, limits)
         return await stream.readall()
 
 
-async def _read_http(place: Location, ref: VideoRef, limits: Limits) -> bytes:
+async def _read_http(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline) -> bytes:
     session = await place.fs.set_session()
-    url = place.fs.encode_url(place.path)
-    async with session.get(url, headers={"Accept-Encoding": "identity"}, **_http_options(place.fs)) as reply:
+    url, headers = place.fs.encode_url(place.path), {"Accept-Encoding": "identity"}
+    async with (
+        _SilenceGuard(deadline) as guard,
+        session.get(url, headers=headers, **_http_options(place.fs)) as reply,
+    ):
         reply.raise_for_status()
         _check_etag(ref, etag_of(reply.headers))
         _check_size(reply.content_length or 0, limits)
         data = bytearray()
-        async for chunk in reply.content.iter_chunked(_HTTP_CHUNK_BYTES):
+        async for chunk in reply.content.iter_chunked(_CHUNK_BYTES):
             data += chunk
+            guard.note_bytes()
             _check_size(len(data), limits)
         return bytes(data)
 

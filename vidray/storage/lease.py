@@ -44,6 +44,8 @@ class Lease:
 
     def __init__(self, store: Store, *, ttl_seconds: float = TTL_SECONDS) -> None:
         self._store = store
+        self._brief_store = store.with_deadline(ttl_seconds / 2)
+        """For the background and for the end, where nothing is lost by giving up: ``check`` waits patiently."""
         self._ttl_seconds = ttl_seconds
         self._id = uuid.uuid4().hex
         self._lock = threading.Lock()
@@ -80,76 +82,82 @@ class Lease:
         if self._lost is None and _now() - self._renewed_at < self._ttl_seconds * 0.8:
             return
         if self._lost is None:  # we slept (a suspended machine, a stuck store): ask the store, do not guess
-            self._renew()
+            self._renew(self._store)
         if self._lost is not None:
             raise LeaseLostError(f"the lease on {self._store.uri} was taken over: {self._lost}")
 
     def _acquire(self) -> None:
-        newest, seen_at = self._newest(), _now()
+        newest, seen_at = _newest(self._store), _now()
         while newest is not None and not _is_free(newest):
             if _now() - seen_at > self._ttl_seconds:
                 break
             self._stop.wait(min(1.0, self._ttl_seconds / 20))
-            again = self._newest()
+            again = _newest(self._store)
             if again is not None and again.number != newest.number and not _is_free(again):
                 raise RunError(
                     f"another run is working on {self._store.uri}: {_describe(again)}. "
                     "Wait until it has ended, or stop it; two runs at once would score the same videos twice"
                 )
             newest = again
-        if not self._take((newest.number if newest else 0) + 1):
+        if not self._take((newest.number if newest else 0) + 1, self._store):
             raise RunError(f"another run took {self._store.uri} at the same moment; run the command again")
 
-    def _take(self, number: int, **extra: Any) -> bool:
+    def _take(self, number: int, store: Store, **extra: Any) -> bool:
         try:
-            self._store.create(_path(number), json.dumps(_this_process() | {"id": self._id} | extra).encode())
+            store.create(_path(number), json.dumps(_this_process() | {"id": self._id} | extra).encode())
         except FileExistsError:
-            if self._read(number).get("id") != self._id:  # else ours: the acknowledgement was lost
+            if _read(store, number).get("id") != self._id:  # else ours: the acknowledgement was lost
                 return False
         # Numbers below the newest are deleted by their holder, so a free number may be an old one.
-        newest = self._newest()
+        newest = _newest(store)
         if newest is None or newest.number != number:
-            self._store.delete(_path(number))
+            store.delete(_path(number))
             return False
         self._number, self._renewed_at = number, _now()
         return True
 
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(self._ttl_seconds / 6):
-            # A store that does not answer now may answer next time; check() decides when it is too late.
-            with contextlib.suppress(OSError, RunError):
-                self._renew()
+            # A store that does not answer now may answer next time. check() decides when it is too late; it renews by
+            # itself then, and raises what is hidden here.
+            with contextlib.suppress(Exception):
+                self._renew(self._brief_store)
             if self._lost is not None:
                 return
 
-    def _renew(self) -> None:
+    def _renew(self, store: Store) -> None:
+        """Take the next number. After an outage longer than the lease it is still free unless somebody took over."""
         with self._lock:
             before = self._number
-            if self._take(before + 1):
-                self._store.delete(_path(before - 1))
+            if self._take(before + 1, store):
+                store.delete(_path(before - 1))
             else:
-                newest = self._newest()
+                newest = _newest(store)
                 self._lost = _describe(newest) if newest else "its objects were deleted"
 
     def _release(self) -> None:
-        if self._lost is None:
-            with contextlib.suppress(OSError, RunError):
-                last = self._number
-                if self._take(last + 1, released=True):
-                    for number in (last, last - 1):
-                        self._store.delete(_path(number))
+        if self._lost is not None:
+            return
+        store = self._brief_store
+        with contextlib.suppress(Exception):  # what is not released is free after ttl_seconds
+            last = self._number
+            if self._take(last + 1, store, released=True):
+                for number in (last, last - 1):
+                    store.delete(_path(number))
 
-    def _newest(self) -> _Entry | None:
-        numbers = [int(Path(path).stem) for path in self._store.list(_FOLDER) if Path(path).stem.isdigit()]
-        for number in sorted(numbers, reverse=True):
-            try:
-                return _Entry(number=number, holder=self._read(number))
-            except FileNotFoundError:  # deleted by its holder between our listing and our reading
-                continue
-        return None
 
-    def _read(self, number: int) -> dict[str, Any]:
-        return json.loads(self._store.read(_path(number)))
+def _newest(store: Store) -> _Entry | None:
+    numbers = [int(Path(path).stem) for path in store.list(_FOLDER) if Path(path).stem.isdigit()]
+    for number in sorted(numbers, reverse=True):
+        try:
+            return _Entry(number=number, holder=_read(store, number))
+        except FileNotFoundError:  # deleted by its holder between our listing and our reading
+            continue
+    return None
+
+
+def _read(store: Store, number: int) -> dict[str, Any]:
+    return json.loads(store.read(_path(number)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +172,7 @@ class LeaseGuard:
 
     def check(self) -> None:
         """Raise LeaseLostError if another run has taken the output, or its own driver has ended. Asks the store."""
-        newest = Lease(Store(self.uri))._newest()
+        newest = _newest(Store(self.uri))
         if newest is None:
             raise LeaseLostError(f"the lease on {self.uri} is gone: its objects were deleted")
         if newest.holder.get("id") != self.holder_id:

@@ -11,10 +11,12 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from functools import partial
+from typing import NoReturn
 
 from vidray.errors import UsageError
+from vidray.storage.failures import describe, is_outage
 from vidray.storage.location import Location
-from vidray.storage.retry import describe, with_retries
+from vidray.storage.retry import raise_run_error, with_retries
 from vidray.storage.versions import etag_of
 
 
@@ -31,6 +33,7 @@ def localize(folder: Location, names: Sequence[str], cache_root: str | os.PathLi
 
     Raises:
         UsageError: there is no such folder, it has none of these files, or it cannot be read.
+        RunError: the store is away until the deadline, or the disk is full.
     """
     files = _matching_files(folder, names)
     version = json.dumps([folder.uri, *([name, etag, size] for name, etag, size in files)])
@@ -47,9 +50,9 @@ _File = tuple[str, str | None, int | None]
 def _matching_files(folder: Location, names: Sequence[str]) -> list[_File]:
     try:
         folder.fs.invalidate_cache()
-        entries = with_retries(lambda: folder.fs.ls(folder.path, detail=True))
+        entries = with_retries(lambda: folder.fs.ls(folder.path, detail=True), what=folder.uri)
     except Exception as error:
-        raise UsageError(f"cannot list the folder {folder.uri}: {describe(error)}") from error
+        _raise_unreadable(error, f"cannot list the folder {folder.uri}")
     files = []
     for entry in entries:
         name = entry["name"].rstrip("/").rpartition("/")[2]
@@ -74,12 +77,20 @@ def _download(folder: Location, files: list[_File], target: str) -> None:
 
 
 def _download_file(folder: Location, name: str, size: int | None, target: str) -> None:
+    uri = folder.uri_of(folder.join(name))
     try:
-        with_retries(partial(folder.fs.get_file, folder.join(name), target))
+        with_retries(partial(folder.fs.get_file, folder.join(name), target), what=uri)
     except Exception as error:
-        raise UsageError(f"cannot read {folder.uri_of(folder.join(name))}: {describe(error)}") from error
+        _raise_unreadable(error, f"cannot read {uri}")
     if size is not None and os.path.getsize(target) != size:
         raise UsageError(f"the folder {folder.uri} changed while it was read; try again")
+
+
+def _raise_unreadable(error: Exception, doing: str) -> NoReturn:
+    """A store that is away is no mistake of the user; nor is a full disk."""
+    if is_outage(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        raise_run_error(error, doing)
+    raise UsageError(f"{doing}: {describe(error)}") from error
 
 
 def _rename_unless_there(temporary: str, target: str) -> None:

@@ -18,7 +18,8 @@ import fsspec
 from fsspec.core import strip_protocol
 
 from vidray.errors import UsageError
-from vidray.storage.retry import describe
+from vidray.storage.failures import describe
+from vidray.storage.retry import CONNECT_TIMEOUT_SECONDS, SILENCE_TIMEOUT_SECONDS
 
 Kind = Literal["local", "s3", "gcs", "azure", "http", "memory", "other"]
 
@@ -153,6 +154,8 @@ def _make(kind: Kind, protocol: str, options: dict[str, Any]) -> Any:
         fs = fsspec.filesystem(protocol, **common, **_settings(kind), **options)
         if kind == "s3":
             _tune_s3(fs)
+        elif kind == "azure":
+            _tune_azure(fs)
         return fs
     except ImportError as error:
         package = _EXTRAS.get(kind)
@@ -163,26 +166,54 @@ def _make(kind: Kind, protocol: str, options: dict[str, Any]) -> Any:
 
 
 def _settings(kind: Kind) -> dict[str, Any]:
-    if kind != "s3":
-        return {}
-    theirs = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-    ours = {
-        "max_pool_connections": MAX_CONNECTIONS,
-        "connect_timeout": 10,
-        "read_timeout": 60,
-        "retries": {"max_attempts": 2, "mode": "standard"},
-    }
-    return {"config_kwargs": {**ours, **theirs}}
+    """Time-outs on connecting and on silence, none on the whole; and no retries beside those of `storage.retry`."""
+    match kind:
+        case "s3":
+            theirs = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            ours = {
+                "max_pool_connections": MAX_CONNECTIONS,
+                "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+                "read_timeout": SILENCE_TIMEOUT_SECONDS,
+                "retries": {"total_max_attempts": 1, "mode": "standard"},
+            }
+            return {"config_kwargs": {**ours, **theirs}}
+        case "azure":
+            return {"connection_timeout": CONNECT_TIMEOUT_SECONDS, "read_timeout": SILENCE_TIMEOUT_SECONDS}
+        case "gcs":
+            return {"requests_timeout": _client_timeout()}
+        case "http":
+            return {"client_kwargs": {"timeout": _client_timeout()}}
+    return {}
+
+
+def _client_timeout() -> Any:
+    import aiohttp
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS, sock_read=SILENCE_TIMEOUT_SECONDS)
 
 
 def _tune_s3(fs: Any) -> None:
     from aiobotocore.session import AioSession
 
-    # botocore and vidray.storage.retry retry already; three nested loops would wait for minutes.
+    # `storage.retry` retries, and knows the deadline; nested loops would wait beyond it.
     fs.retries = 1
     # A page of 1,000 keys takes botocore 55 ms, 40 of them in dateutil's date parser.
     fs.session = AioSession(**fs.kwargs)
     fs.session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_timestamp)
+
+
+def _tune_azure(fs: Any) -> None:
+    # adlfs hands time-outs to uploads and downloads alone, and no setting stops azure-core's own retries (three, with
+    # pauses of 15 seconds and more). So its client is made once more, with both.
+    client = fs.service_client
+    fs.service_client = type(client)(
+        client.url,
+        credential=client.credential,
+        retry_total=0,
+        connection_timeout=CONNECT_TIMEOUT_SECONDS,
+        read_timeout=SILENCE_TIMEOUT_SECONDS,
+    )
+    fs.service_client.location_mode = client.location_mode
 
 
 def _parse_timestamp(value: Any) -> datetime.datetime:

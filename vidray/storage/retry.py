@@ -1,91 +1,155 @@
-"""Retries: which errors of a file system are worth another attempt, and the attempts themselves."""
+"""Tries again while a store is away, until a deadline.
+
+The deadline is a time and not a number of tries: a store that comes back after minutes finds the run still there. The
+command line sets it, and what is told meanwhile, with `configure`.
+"""
 
 from __future__ import annotations
 
+import datetime
 import random
+import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+from vidray.errors import RunError
+from vidray.storage.failures import Failure, classify, describe, is_outage, retry_after_seconds
 
 T = TypeVar("T")
 
-MAX_ATTEMPTS = 5
-FIRST_PAUSE_SECONDS = 0.2
-LONGEST_PAUSE_SECONDS = 10.0
+CONNECT_TIMEOUT_SECONDS = 10.0
+"""How long a connection may take to come about."""
+SILENCE_TIMEOUT_SECONDS = 30.0
+"""How long a server may send nothing. There is no limit on the whole while bytes flow."""
+STORE_DEADLINE_SECONDS = 600.0
+"""Default of ``--store-deadline-seconds``."""
 
-_TRANSIENT_STATUSES = frozenset({408, 425, 429})
-_LASTING_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-_LASTING_NAMES = frozenset({"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "InvalidURL"})
-
-
-def error_chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, outermost first."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+SECONDS_BETWEEN_MESSAGES = 15.0
 
 
-def http_status(error: BaseException) -> int | None:
-    """The HTTP status that a store answered with, or None if the error does not come from an answer.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Settings:
+    """What this process does while a store is away."""
 
-    botocore keeps it in ``response``, aiohttp in ``status``, Azure in ``status_code``, gcsfs in ``code``.
-    """
-    for link in error_chain(error):
-        response = getattr(link, "response", None)
-        if isinstance(response, dict) and "ResponseMetadata" in response:
-            return response["ResponseMetadata"].get("HTTPStatusCode")
-        for name in ("status", "status_code", "code"):
-            value = getattr(link, name, None)
-            if isinstance(value, int) and 100 <= value < 600:
-                return int(value)
-    return None
+    deadline_seconds: float = STORE_DEADLINE_SECONDS
+    on_wait: Callable[[str], None] | None = None
+    """Gets a line that says what is waited for."""
 
 
-def is_access_denied(error: BaseException) -> bool:
-    """True if the store does not know the caller or forbids it, or there are no credentials."""
-    names = {type(link).__name__ for link in error_chain(error)}
-    return (
-        isinstance(error, PermissionError)
-        or http_status(error) in (401, 403)
-        or bool(names & {"NoCredentialsError", "PartialCredentialsError"})
+_settings = _Settings()
+_message_lock = threading.Lock()
+_told_at = float("-inf")
+
+
+def configure(*, deadline_seconds: float | None = None, on_wait: Callable[[str], None] | None = None) -> None:
+    """Set, for this process, how long a store is waited for and who is told. None leaves a setting as it is."""
+    global _settings
+    _settings = _Settings(
+        deadline_seconds=_settings.deadline_seconds if deadline_seconds is None else deadline_seconds,
+        on_wait=on_wait or _settings.on_wait,
     )
 
 
-def is_transient(error: BaseException) -> bool:
-    """True if the same request may succeed later. An error that is not known to last counts as transient."""
-    status = http_status(error)
-    if status is not None:
-        return (status >= 500 and status != 501) or status in _TRANSIENT_STATUSES
-    if isinstance(error, _LASTING_ERRORS) or type(error).__name__ in _LASTING_NAMES:
-        return False
-    return not isinstance(error, TypeError | ValueError | AttributeError | NotImplementedError)
+class Deadline:
+    """Until when a store is waited for.
+
+    Time in which bytes flow is not held against the store: if a download breaks off after the deadline that was under
+    way until then, the deadline starts anew, once.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._ends_at = time.monotonic() + seconds
+        self._bytes_came_at: float | None = None
+        self._is_extended = False
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Time left, at least 0."""
+        return max(0.0, self._ends_at - time.monotonic())
+
+    @property
+    def is_over(self) -> bool:
+        """True if the store is waited for no longer."""
+        if self.remaining_seconds > 0:
+            return False
+        came_at = self._bytes_came_at
+        if not self._is_extended and came_at is not None and came_at > self._ends_at:
+            self._is_extended, self._ends_at = True, came_at + self.seconds
+        return self.remaining_seconds <= 0
+
+    def note_bytes(self) -> None:
+        """Some bytes came."""
+        self._bytes_came_at = time.monotonic()
 
 
-def with_retries(call: Callable[[], T], *, should_retry: Callable[[BaseException], bool] = is_transient) -> T:
-    """What ``call`` returns, in up to ``MAX_ATTEMPTS`` attempts with growing pauses of random length.
+def with_retries(
+    call: Callable[[], T],
+    *,
+    what: str,
+    deadline: Deadline | None = None,
+    should_retry: Callable[[BaseException], bool] = is_outage,
+) -> T:
+    """What ``call`` returns, tried again until the deadline, with growing pauses of random length.
+
+    A pause is as long as the store asks for (``Retry-After``), but ends with the deadline; then comes the last try.
+
+    Args:
+        call: what to do.
+        what: the URI that is waited for, for the message.
+        deadline: by default the process's (`configure`), from now.
+        should_retry: which errors are worth another try.
 
     Raises:
-        Exception: the last error, or the first one that is not worth another attempt.
+        Exception: the last error, or the first one that is not worth another try.
     """
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    deadline = deadline or Deadline(_settings.deadline_seconds)
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return call()
         except Exception as error:
-            if attempt == MAX_ATTEMPTS or not should_retry(error):
+            if not should_retry(error) or deadline.is_over:
                 raise
-        time.sleep(pause_seconds(attempt))
-    raise AssertionError("unreachable")
+            pause = min(max(pause_seconds(attempt), retry_after_seconds(error)), deadline.remaining_seconds)
+            _tell(what, error, deadline)
+        time.sleep(pause)
 
 
 def pause_seconds(attempt: int) -> float:
-    """A random pause before the next attempt: workers that failed together must not come back together."""
-    return random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
+    """A random pause after a failed attempt (1 is the first): callers that failed together do not return together."""
+    return random.uniform(0.0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempt - 1, 16)))
 
 
-def describe(error: BaseException) -> str:
-    """The error on one line, for messages."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def raise_run_error(error: Exception, doing: str) -> NoReturn:
+    """Raise a RunError on one line in place of a store's error; a mistake of the programmer stays what it is.
+
+    Args:
+        error: what a client raised.
+        doing: what could not be done, with its URI: ``cannot read s3://…``.
+    """
+    failure = classify(error)
+    if failure is None:
+        raise error
+    hint = {Failure.ACCESS_DENIED: " (access denied)", Failure.OUTAGE: " (the store is away)"}.get(failure, "")
+    raise RunError(f"{doing}{hint}: {describe(error)}") from error
+
+
+def _tell(what: str, error: BaseException, deadline: Deadline) -> None:
+    """At most one line every SECONDS_BETWEEN_MESSAGES, from all threads together."""
+    global _told_at
+    on_wait = _settings.on_wait
+    if on_wait is None:
+        return
+    with _message_lock:
+        now = time.monotonic()
+        if now - _told_at < SECONDS_BETWEEN_MESSAGES:
+            return
+        _told_at = now
+    until = datetime.datetime.now() + datetime.timedelta(seconds=deadline.remaining_seconds)
+    on_wait(f"waiting for {what}: {describe(error)}, trying again until {until:%H:%M:%S}")

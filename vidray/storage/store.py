@@ -7,16 +7,21 @@ one behind, and lets exactly one of many writers of a path succeed.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import errno
 import os
 import threading
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from vidray.errors import UsageError
+from vidray.errors import RunError, UsageError
+from vidray.storage.failures import Failure, classify, describe, http_status, is_outage
 from vidray.storage.location import Location, locate, split_bucket
-from vidray.storage.retry import describe, http_status, is_transient, with_retries
+from vidray.storage.retry import Deadline, raise_run_error, with_retries
+
+T = TypeVar("T")
 
 _WRITABLE = ("local", "s3", "gcs", "azure", "memory")
 _TEMPORARY = ".vidray-tmp-"
@@ -25,7 +30,11 @@ _memory_lock = threading.Lock()
 
 
 class Store:
-    """An output folder. Paths are relative to it, with ``/`` between parts; missing folders are made."""
+    """An output folder. Paths are relative to it, with ``/`` between parts; missing folders are made.
+
+    A store that is away is waited for until the process's deadline (`retry.configure`), or the store's own. What fails
+    then, or for another reason than those that a method names, is a RunError on one line.
+    """
 
     def __init__(self, uri: str, *, conditional: bool = True) -> None:
         """
@@ -39,6 +48,7 @@ class Store:
         """
         self._place = locate(uri)
         self._conditional = conditional
+        self._deadline_seconds: float | None = None
         if self._place.kind not in _WRITABLE:
             raise UsageError(f"{uri} cannot be an output: allowed are local paths, s3, gs, az, abfs and memory")
 
@@ -51,26 +61,35 @@ class Store:
         """The URI of an object in this folder."""
         return self._place.uri_of(self._full(path))
 
+    def with_deadline(self, seconds: float) -> Store:
+        """The same folder, waited for no longer than this when the store is away."""
+        other = copy.copy(self)
+        other._deadline_seconds = seconds
+        return other
+
     def create(self, path: str, data: bytes) -> None:
         """Writes a new object, whole or not at all.
 
         Raises:
             FileExistsError: there is one already. It may be this very one, if the store's reply to a successful write
                 was lost on its way: read it back to find out.
+            RunError: the store failed.
         """
-        full = self._full(path)
-        if not self._conditional and self.exists(path):
-            raise FileExistsError(self.uri_for(path))
         try:
-            with_retries(lambda: self._create(full, data), should_retry=_should_put_again)
-        except Exception as error:
-            if isinstance(error, FileExistsError) or (self._conditional and http_status(error) == 412):
-                raise FileExistsError(self.uri_for(path)) from error
+            self._try_create(path, data)
+        except (FileExistsError, RunError):
             raise
+        except Exception as error:
+            raise_run_error(error, f"cannot write {self.uri_for(path)}")
 
     def read(self, path: str) -> bytes:
-        """The whole object. Raises FileNotFoundError if there is none."""
-        return with_retries(lambda: self._read(self._full(path)))
+        """The whole object.
+
+        Raises:
+            FileNotFoundError: there is none.
+            RunError: the store failed.
+        """
+        return self._wait_for(lambda: self._read(self._full(path)), "read", self.uri_for(path))
 
     def exists(self, path: str) -> bool:
         """True if there is an object (not a folder) of this name now."""
@@ -78,7 +97,7 @@ class Store:
         if self._place.kind == "local":
             return os.path.isfile(full)
         try:
-            return with_retries(lambda: self._info(full))["type"] == "file"
+            return self._wait_for(lambda: self._info(full), "look up", self.uri_for(path))["type"] == "file"
         except FileNotFoundError:
             return False
 
@@ -86,19 +105,21 @@ class Store:
         """Paths of all objects below a folder, at any depth, sorted; [] if there is no such folder."""
         place = self._place
         folder = self._full(prefix) if prefix.strip("/") else place.path
-        found = with_retries(lambda: _list_files(place, folder))
+        found = self._wait_for(lambda: _list_files(place, folder), "list", place.uri_of(folder))
         start = len(place.path.rstrip("/")) + 1
         return sorted(name[start:] for name in found)
 
     def delete(self, path: str) -> None:
         """Removes an object, if it is there."""
-        with_retries(lambda: self._delete(self._full(path)))
+        with contextlib.suppress(FileNotFoundError):
+            self._wait_for(lambda: self._delete(self._full(path)), "delete", self.uri_for(path))
 
     def probe(self) -> None:
         """Makes sure that objects can be created here, and that a second writer of the same path is refused.
 
         Raises:
             UsageError: one of the two is not so; the message says which.
+            RunError: the store is away until the deadline.
         """
         path, data = f".vidray-probe-{uuid.uuid4().hex}", b"written by vidray to try conditional writes"
         try:
@@ -115,8 +136,10 @@ class Store:
     def _probe_once(self, path: str, data: bytes) -> None:
         try:
             with contextlib.suppress(FileExistsError):  # a lost reply: the name is unique, so the object is ours
-                self.create(path, data)
+                self._try_create(path, data)
         except Exception as error:
+            if is_outage(error):
+                raise_run_error(error, f"cannot write to {self.uri}")
             hint = ""
             if http_status(error) == 501 or getattr(error, "errno", None) in _NO_LINKS:
                 hint = ". It refuses conditional writes; --allow-unconditional-store would rely on the lease alone"
@@ -127,9 +150,32 @@ class Store:
             self.create(path, data)
         except FileExistsError:
             return True
-        except Exception as error:
-            raise UsageError(f"cannot write to {self.uri}: {describe(error)}") from error
         return False
+
+    def _wait_for(self, call: Callable[[], T], verb: str, uri: str) -> T:
+        """What ``call`` returns. Errors of the store become RunErrors here, but for "not found"."""
+        try:
+            return with_retries(call, what=uri, deadline=self._deadline())
+        except Exception as error:
+            if classify(error) is Failure.NOT_FOUND:
+                raise FileNotFoundError(uri) from error
+            raise_run_error(error, f"cannot {verb} {uri}")
+
+    def _deadline(self) -> Deadline | None:
+        return None if self._deadline_seconds is None else Deadline(self._deadline_seconds)
+
+    def _try_create(self, path: str, data: bytes) -> None:
+        full, uri = self._full(path), self.uri_for(path)
+        if not self._conditional and self.exists(path):
+            raise FileExistsError(uri)
+        try:
+            with_retries(
+                lambda: self._create(full, data), what=uri, deadline=self._deadline(), should_retry=_should_put_again
+            )
+        except Exception as error:
+            if isinstance(error, FileExistsError) or (self._conditional and http_status(error) == 412):
+                raise FileExistsError(uri) from error
+            raise
 
     def _full(self, path: str) -> str:
         parts = path.split("/")
@@ -168,19 +214,18 @@ class Store:
         return self._place.fs.info(full)
 
     def _delete(self, full: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            if self._place.kind == "local":
-                os.unlink(full)
-            elif self._place.kind == "s3":
-                bucket, key = split_bucket(full)
-                self._place.fs.call_s3("delete_object", Bucket=bucket, Key=key)
-            else:
-                self._place.fs.rm_file(full)
+        if self._place.kind == "local":
+            os.unlink(full)
+        elif self._place.kind == "s3":
+            bucket, key = split_bucket(full)
+            self._place.fs.call_s3("delete_object", Bucket=bucket, Key=key)
+        else:
+            self._place.fs.rm_file(full)
 
 
 def _should_put_again(error: BaseException) -> bool:
     """S3 answers 409 while another conditional write of the same key is under way: ask again who won."""
-    return not isinstance(error, FileExistsError) and (http_status(error) == 409 or is_transient(error))
+    return not isinstance(error, FileExistsError) and (http_status(error) == 409 or is_outage(error))
 
 
 def _list_files(place: Location, folder: str) -> list[str]:

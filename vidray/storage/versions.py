@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from vidray.storage.failures import Failure, classify
 from vidray.storage.location import Location, split_bucket
-from vidray.storage.retry import is_access_denied, with_retries
+from vidray.storage.retry import with_retries
 
 Version = tuple[int | None, str | None]
 """(size_bytes, etag). What the store does not tell is None; both are where there is no such object."""
@@ -21,7 +22,7 @@ def version_at(place: Location) -> Version | None:
     """The object's version now; None if there is none (a folder is none), or it may not be read.
 
     Raises:
-        Exception: the store could not be asked, after retries.
+        Exception: the store could not be asked until the deadline.
     """
     if place.kind == "local":
         return None if os.path.isdir(place.path) or not os.path.lexists(place.path) else local_version(place.path)
@@ -30,12 +31,12 @@ def version_at(place: Location) -> Version | None:
         return None
     try:
         if place.kind == "s3":
-            head = with_retries(lambda: place.fs.call_s3("head_object", Bucket=bucket, Key=key))
+            head = with_retries(lambda: place.fs.call_s3("head_object", Bucket=bucket, Key=key), what=place.uri)
             return head["ContentLength"], etag_of(head)
-        info = with_retries(lambda: place.fs.info(place.path))
+        info = with_retries(lambda: place.fs.info(place.path), what=place.uri)
         return (info.get("size"), etag_of(info)) if info["type"] == "file" else None
     except Exception as error:
-        if isinstance(error, FileNotFoundError) or is_access_denied(error):
+        if classify(error) in (Failure.NOT_FOUND, Failure.ACCESS_DENIED):
             return None
         raise
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vidray.flags import flag_name, parse_views, require
+from vidray.flags import flag_name, parse_views, require, require_deadline
+from vidray.storage.retry import STORE_DEADLINE_SECONDS
 from vidray.types import Aggregation, Limits, Span, ViewConfig
 
 RecipeName = Literal["guide", "videomae"]
@@ -221,6 +222,8 @@ class TrainConfig:
     there are several workers."""
     wait_for_nodes: float = 0.0
     """Seconds to wait for nodes of a Ray cluster, where too few are there and no autoscaler announces more."""
+    store_deadline_seconds: float = STORE_DEADLINE_SECONDS
+    """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, states."""
     max_failure_rate: float = 0.05
     """Stop with exit code 3 when more than this share of the videos turn out bad."""
     config: str | None = None
@@ -245,6 +248,7 @@ class TrainConfig:
         decay = self.layer_decay
         require(decay is None or 0 < decay <= 1, "--layer-decay", decay, "above 0, at most 1")
         require((self.randaugment or 0) <= 10, "--randaugment", self.randaugment, "0 to 10")
+        require_deadline(self.store_deadline_seconds)
         restart = self.restart_from
         is_step = restart is None or bool(re.fullmatch(r"step-\d{8,}", restart))
         require(is_step, "--restart-from", restart, "like step-00001200")
@@ -280,7 +284,7 @@ _MAY_DIFFER_ON_RESUME = frozenset(
     {
         *("output", "config", "recipe", "workers", "micro_batch_size", "threads", "max_restarts", "decoders"),
         *("ray_address", "wait_for_nodes", "save_every_steps", "keep_states", "restart_from", "log_every_steps"),
-        *("log_to", "push_to_hub"),
+        *("log_to", "push_to_hub", "store_deadline_seconds"),
         *("max_failure_rate", "limits", "compile", "gradient_checkpointing", "device", "precision", "deterministic"),
     }
 )
@@ -315,6 +319,8 @@ class EvaluateConfig:
     """Arithmetic of the model. auto: bf16 on a GPU that has it, else fp32."""
     decoders: int | None = None
     """Videos decoded at once. Default: from the CPUs."""
+    store_deadline_seconds: float = STORE_DEADLINE_SECONDS
+    """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, results."""
     max_failure_rate: float = 0.05
     """Exit with code 3 if more than this share of the videos cannot be decoded."""
     config: str | None = None
@@ -325,6 +331,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(len(self.source) > 0, "--source", self.source, "at least one")
         require(self.views is None or parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
+        require_deadline(self.store_deadline_seconds)
         for name in ("stride", "decoders"):
             value = getattr(self, name)
             require(value is None or value >= 1, flag_name(name), value, "at least 1")

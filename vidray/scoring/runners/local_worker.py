@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from vidray.errors import RunError, UsageError
 from vidray.scoring.runners.base import Stages
-from vidray.storage.retry import describe
+from vidray.storage.failures import describe
 
 ROWS, USAGE_ERROR, RUN_ERROR, CRASH = b"rows", b"use ", b"run ", b"died"
 """What a message of the worker is: its first four bytes."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from vidray.errors import VideoError
+from vidray.errors import RunError, VideoError
 from vidray.sandbox.sandbox import Sandbox
 from vidray.storage.fetch import fetch
 from vidray.training.data.augment import AugmentConfig, augment
@@ -99,7 +99,11 @@ class ClipWorker:
         self._sandbox.start()
 
     def make(self, jobs: Sequence[ClipJob]) -> list[MadeClip]:
-        """The clips of these jobs, in order. A bad video is a clip without frames, never an exception."""
+        """The clips of these jobs, in order. A bad video is a clip without frames, never an exception.
+
+        Raises:
+            RunError: a store was away until the deadline (``Limits.fetch_deadline_seconds``): no video is to blame.
+        """
         return [self._make(job, data) for job, data in zip(jobs, self._fetched(jobs), strict=True)]
 
     def close(self) -> None:
@@ -121,6 +125,8 @@ class ClipWorker:
         try:
             return fetch(video, limits=self._spec.limits)
         except VideoError as error:
+            if error.is_outage:
+                raise RunError(f"cannot read {video.uri}, its store is away: {error.message}") from error
             return error
 
     def _make(self, job: ClipJob, data: bytes | VideoError) -> MadeClip:

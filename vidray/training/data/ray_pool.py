@@ -47,10 +47,12 @@ class RayPendingClips:
         self._ref = ref
 
     def result(self) -> list[MadeClip]:
-        """Waits for them. Raises RunError if the task's process died again and again."""
+        """Waits for them. Raises RunError if a store was away, or the task's process died again and again."""
         try:
             return ray.get(self._ref)
-        except ray.exceptions.RayTaskError:
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, RunError):
+                raise error.cause from None
             raise  # a mistake of ours, with its traceback
         except ray.exceptions.RayError as error:
             raise RunError(f"decoding failed {MAX_RETRIES + 1} times: {error}") from error
