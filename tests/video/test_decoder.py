@@ -1,4 +1,4 @@
-"""decode.py against PyTorchVideo's EncodedVideo, on generated videos and on the sample videos."""
+"""decoder.py against PyTorchVideo's EncodedVideo, on generated videos and on the sample videos."""
 
 from __future__ import annotations
 

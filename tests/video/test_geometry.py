@@ -1,4 +1,4 @@
-"""transforms.py: sizes, crops and turns, against torchvision and numpy."""
+"""geometry.py: sizes, crops and turns, against torchvision and numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""timeline.py: what packets tell about frames. Tiny integers."""
+"""packet_index.py: what packets tell about frames. Tiny integers."""
 
 from __future__ import annotations
 
