@@ -42,6 +42,10 @@ def exit_code(error: BaseException | None) -> int:
     return 0 if error is None else 1
 
 
+class DeviceLostError(Exception):
+    """The device of this process is of no use any more: no video's fault, and another process may do the work."""
+
+
 class VideoError(Exception):
     """One video cannot be scored. It becomes a row with this status, never a traceback."""
 

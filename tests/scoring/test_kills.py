@@ -114,7 +114,7 @@ sys.exit(cli.main(["score", *sys.argv[1:]]))
 """
 
 
-@pytest.mark.parametrize("victim", ["decode", "predict", "child"])
+@pytest.mark.parametrize("victim", ["decode", "predict", "child", "device"])
 def test_a_worker_killed_in_the_middle_of_a_block_loses_and_doubles_no_row(tmp_path, model, runner, victim):
     """The replay of the block has rows of other sizes and in another order, as after a timeout."""
     uris = runs.make_bucket(tmp_path / "videos", num_videos=64)
@@ -185,6 +185,16 @@ def test_a_row_that_is_lost_again_and_again_becomes_a_failed_row_that_says_why(t
     assert [row["status"] for row in rows] == ["ok"] * 5 + ["model_error"] + ["ok"] * 10
     assert rows[5]["error"].startswith("lost 3 times: ")
     assert summary["failed_by_status"] == {"model_error": 1}
+
+
+def test_a_row_that_costs_the_device_again_and_again_is_the_only_one_that_fails(tmp_path, model, runner):
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=16)
+    stages = faulty_stages(victim="loses its device", state=tmp_path / "state")
+    asked = config(tmp_path / "videos", model, tmp_path / "out", runner=runner, max_failure_rate=0.5)
+    ScoreJob(asked, make_stages=stages).run()
+    rows = runs.assert_each_once(tmp_path / "out", uris)
+    assert [row["status"] for row in rows] == ["ok"] * 5 + ["model_error"] + ["ok"] * 10
+    assert "device-side assert" in rows[5]["error"]
 
 
 def test_an_engine_that_gives_nothing_back_ends_the_run_instead_of_failing_every_video(tmp_path, model, local_ray):

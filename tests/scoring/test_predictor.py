@@ -12,7 +12,7 @@ import torch
 
 from tests.support.checkpoints import VARIANTS, make_family, make_videomae
 from vidray.checkpoints.checkpoint import Checkpoint, load_model, read_checkpoint
-from vidray.errors import UsageError
+from vidray.errors import DeviceLostError, UsageError
 from vidray.models.predict import aggregate, forward_views
 from vidray.scoring.predictor import Predictor, choose_precision, default_batch_size
 from vidray.scoring.staging import as_one
@@ -250,7 +250,7 @@ def test_lost_device_is_raised_and_blamed_on_no_video(
 
     predictor = Predictor(checkpoint)
     break_model(monkeypatch, predictor, lose)
-    with pytest.raises(torch.AcceleratorError):
+    with pytest.raises(DeviceLostError, match="device-side assert"):
         predictor.predict(videos)
 
 

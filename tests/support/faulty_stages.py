@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from vidray.errors import DeviceLostError
 from vidray.scoring.output import ROW
 from vidray.scoring.runners.base import Stages, StageSpec
 from vidray.scoring.stage_specs import MakeRunStages, default_stages
@@ -35,7 +36,9 @@ def poison_stages(*args) -> Stages:
 
 
 def faulty_stages(*, victim: str, state: Path) -> MakeRunStages:
-    """The default stages, of which ``victim`` (decode, predict, child, drops a row) fails a few times."""
+    """The default stages, of which ``victim`` (decode, predict, child, device, drops a row) fails a few times, or at
+    row 5 for ever (drops a row, loses its device).
+    """
     state.mkdir(parents=True, exist_ok=True)
 
     def make(*args):
@@ -92,6 +95,10 @@ class FaultyPredict(PredictStage):
         self._victim, self._state = victim, state
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        if self._victim == "device" and dies_now(self._state, block):
+            raise DeviceLostError("CUDA error: an illegal memory access was encountered")
+        if self._victim == "loses its device" and 5 in block[ROW].to_pylist():
+            raise DeviceLostError("CUDA error: device-side assert triggered")
         result = super().__call__(block)
         if self._victim != "predict":
             return result

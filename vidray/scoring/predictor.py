@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", ENVIRONMENT["OMP_WAIT_POLICY"])
 import torch
 
 from vidray.checkpoints.checkpoint import Checkpoint, load_model
-from vidray.errors import UsageError
+from vidray.errors import DeviceLostError, UsageError
 from vidray.models.predict import aggregate, forward_views, top_k
 from vidray.models.processors import check_view
 from vidray.scoring.staging import Prefetcher
@@ -113,14 +113,15 @@ class Predictor:
 
         Raises:
             ValueError: an array is not of that kind, which no video can be blamed for.
+            DeviceLostError: the device is of no use to this process any more.
         """
         for array in views:
             self._check(array)
         try:
             return [self._score(logits) for logits in self._logits(views)]
         except Exception as error:
-            if is_fatal(error):
-                raise
+            if lost := device_lost(error):
+                raise lost from error
             if len(views) == 1:
                 return [Scores(error=f"{type(error).__name__}: {error}"[:MAX_MESSAGE])]
         # Outside the handler, so that the failed batch's memory is free again.
@@ -237,6 +238,8 @@ def default_batch_size(view: ViewConfig, device: torch.device) -> int:
     return max(1, min(32, _CPU_BATCH_BYTES // view_bytes))
 
 
-def is_fatal(error: Exception) -> bool:
-    """True if the device itself is lost for this process, so that no further video could be scored with it."""
-    return isinstance(error, torch.AcceleratorError)
+def device_lost(error: Exception) -> DeviceLostError | None:
+    """What to raise if no further video could be scored with the device of this process."""
+    if not isinstance(error, torch.AcceleratorError):
+        return None
+    return DeviceLostError(f"{type(error).__name__}: {error}"[:MAX_MESSAGE])

@@ -26,7 +26,7 @@ from vidray.scoring.predictor import (
     Precision,
     choose_device,
     choose_precision,
-    is_fatal,
+    device_lost,
     load_network,
 )
 from vidray.types import Status, ViewConfig
@@ -148,14 +148,14 @@ class StreamPredictor:
             return
         if isinstance(error, torch.OutOfMemoryError):
             self._max_videos = max(1, len(batch) // 2)  # for good
-        if len(batch) > 1 and not is_fatal(error):
+        lost = device_lost(error)
+        if lost is None and len(batch) > 1:
             for request in batch:
                 self._answer([request])
             return
-        if not is_fatal(error):
-            error = VideoError(Status.MODEL_ERROR, f"{type(error).__name__}: {error}"[:MAX_MESSAGE])
+        answer = lost or VideoError(Status.MODEL_ERROR, f"{type(error).__name__}: {error}"[:MAX_MESSAGE])
         for request in batch:
-            request.answer.set_exception(error)
+            request.answer.set_exception(answer)
 
     def _try(self, batch: list[_Request]) -> Exception | None:
         """Answers the requests, or says why it cannot."""

@@ -11,22 +11,31 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
+import threading
 from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
 from vidray.cluster import Cluster, connected, explain, wait_for_nodes
-from vidray.errors import UsageError
+from vidray.errors import DeviceLostError, UsageError
 from vidray.scoring.config import ScoreConfig
+from vidray.scoring.output import ROW
 from vidray.scoring.runners.base import UNKNOWN_LOSS, Loss, MakeStages, Stages
 from vidray.scoring.runners.ray_layout import READ_CPUS, ActorPool, Layout, make_layout
-from vidray.types import ViewConfig
+from vidray.scoring.stages import DECODED_SCHEMA, PREDICTED_SCHEMA
+from vidray.types import Status, ViewConfig
 
+_LOST = "lost"
+"""Status of rows whose actor lost its device. It never leaves this module."""
+_LAST_WORDS_SECONDS = 1.0
+"""How long an actor that has lost its device lives on, so that what it gave back arrives."""
 BLOCKS_PER_READ_TASK = 64
 DECODERS_PER_READ_TASK = 32
 """A read task gives some 3,000 rows a second. One more than needed runs ahead, and is a process to start; unlimited,
@@ -40,6 +49,7 @@ class RayRunner:
         self._config, self._view, self._make_stages = config, view, make_stages
         self._connection = contextlib.ExitStack()
         self._is_connected = False
+        self._lost: dict[int, Loss] = {}
 
     def device(self) -> Literal["cpu", "cuda"]:
         """See ``Runner.device``. What an autoscaler may bring counts."""
@@ -60,7 +70,15 @@ class RayRunner:
         stages = self._make_stages(layout.threads_per_predictor)
         # Ray aborts the process if it is shut down while it executes.
         with contextlib.closing(stream(rows, stages, layout, stall_timeout=self._config.stall_seconds)) as tables:
-            yield from tables
+            for table in tables:
+                yield self._without_lost(table)
+
+    def _without_lost(self, table: pa.Table) -> pa.Table:
+        """The rows that were predicted; why the others were lost is kept."""
+        is_lost = pc.equal(table["status"], _LOST)
+        for row in table.filter(is_lost).select([ROW, "error"]).to_pylist():
+            self._lost[row[ROW]] = Loss(Status.MODEL_ERROR, row["error"])
+        return table.filter(pc.invert(is_lost))
 
     def _connect(self) -> None:
         if not self._is_connected:
@@ -69,7 +87,7 @@ class RayRunner:
 
     def why_lost(self, row: int) -> Loss:
         """See ``Runner.why_lost``."""
-        return UNKNOWN_LOSS
+        return self._lost.get(row, UNKNOWN_LOSS)
 
     def close(self) -> None:
         """See ``Runner.close``."""
@@ -125,19 +143,24 @@ def make_graph(rows: pa.Table, stages: Stages, layout: Layout) -> ray.data.Datas
     dataset = _plan_dataset(rows, layout)
     for stage, pool in ((stages.decode, layout.decode), (stages.predict, layout.predict)):
         if stage is not None and pool is not None:
-            cls = _refusing_late(stage.cls)
+            cls = _guarded(stage.cls, DECODED_SCHEMA if stage is stages.decode else PREDICTED_SCHEMA)
             dataset = dataset.map_batches(cls, fn_constructor_kwargs=stage.kwargs, **_placement(layout, pool))
     return dataset
 
 
-def _refusing_late(cls: type) -> type:
-    """The same stage, but a UsageError of its constructor is raised with the first block: Ray prints a page for an
-    actor that could not be made, and tries it again.
+def _guarded(cls: type, schema: pa.Schema) -> type:
+    """The same stage, with two kinds of error handled as Ray needs it.
+
+    A UsageError of its constructor is raised with the first block: Ray prints a page for an actor that could not be
+    made, and tries it again. When the actor's device is lost, the rows of its block come back marked as lost, and the
+    process ends, since an exception would end the whole run. Ray starts the actor anew, and gives it the blocks that
+    waited for this one.
     """
 
     class Stage:
         def __init__(self, **kwargs: Any) -> None:
             self._refusal: UsageError | None = None
+            self._is_lost = False
             try:
                 self._stage = cls(**kwargs)
             except UsageError as error:
@@ -146,10 +169,23 @@ def _refusing_late(cls: type) -> type:
         def __call__(self, block: pa.Table) -> pa.Table:
             if self._refusal is not None:
                 raise self._refusal
-            return self._stage(block)
+            if self._is_lost:
+                threading.Event().wait()  # for the end of this process: another one does this block
+            try:
+                return self._stage(block)
+            except DeviceLostError as error:
+                self._is_lost = True
+                threading.Timer(_LAST_WORDS_SECONDS, os._exit, (1,)).start()
+                return _marked_as_lost(block, schema, str(error))
 
     Stage.__name__ = Stage.__qualname__ = cls.__name__  # what Ray calls the operator and its actors
     return Stage
+
+
+def _marked_as_lost(block: pa.Table, schema: pa.Schema, why: str) -> pa.Table:
+    known = {ROW: block[ROW], "status": pa.repeat(_LOST, block.num_rows), "error": pa.repeat(why, block.num_rows)}
+    columns = {field.name: known.get(field.name, pa.nulls(block.num_rows, field.type)) for field in schema}
+    return pa.table(columns, schema=schema)
 
 
 def _plan_dataset(rows: pa.Table, layout: Layout) -> ray.data.Dataset:
