@@ -29,6 +29,24 @@ def test_what_the_workers_leave_is_shared(
     assert num_workers * (cpus_per_worker + got.num_parallel * got.cpus_per_task) <= num_cpus
 
 
+@pytest.mark.parametrize(
+    ("num_cpus", "num_workers", "cpus_per_worker", "expected"),
+    [
+        (2, 1, 1, DecodeCpus(num_parallel=2, cpus_per_task=0.5)),
+        (2, 2, 0.5, DecodeCpus(num_parallel=1, cpus_per_task=0.5)),
+        (16, 2, 4, DecodeCpus(num_parallel=8, cpus_per_task=0.5)),
+    ],
+)
+def test_smaller_tasks_are_more_tasks(
+    num_cpus: float, num_workers: int, cpus_per_worker: float, expected: DecodeCpus
+) -> None:
+    got = check_decode_cpus(
+        num_cpus=num_cpus, num_workers=num_workers, cpus_per_worker=cpus_per_worker, cpus_per_task=0.5
+    )
+    assert got == expected
+    assert num_workers * (cpus_per_worker + got.num_parallel * got.cpus_per_task) <= num_cpus
+
+
 def test_no_cpu_left_is_refused_with_what_is_needed() -> None:
     with pytest.raises(UsageError) as caught:
         check_decode_cpus(num_cpus=2, num_workers=2, cpus_per_worker=1)

@@ -66,6 +66,15 @@ def test_on_gpus_the_other_cpus_decode():
     assert (layout.num_parallel, layout.cpus_per_task) == (8, 1.0)
 
 
+@pytest.mark.parametrize(("num_cpus", "workers"), [(2, 1), (8, 2), (16, 1)])
+def test_on_cpus_as_many_tasks_decode_as_there_are_cpus(num_cpus, workers):
+    """As without Ray: one task on two CPUs left a quarter of them idle, and training at two thirds of its speed."""
+    config = make_config(Path(), Path(), Path(), workers=workers, decoders=None, device="cpu")
+    on_gpu, layout = plan_layout(config, {"CPU": float(num_cpus)})
+    assert not on_gpu
+    assert (layout.num_parallel * workers, layout.cpus_per_task) == (num_cpus, 0.5)
+
+
 def make_config(videos: Path, model: Path, output: Path, **values: Any) -> TrainConfig:
     return TrainConfig(source=(str(videos),), model=str(model), output=str(output), **FLAGS | values)
 

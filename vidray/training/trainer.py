@@ -25,7 +25,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from vidray.cluster import connected, explain, signals_kept
 from vidray.errors import RunError, TooManyFailuresError, UsageError
 from vidray.training.config import TrainConfig
-from vidray.training.data.pools import DecodeCpus, check_decode_cpus
+from vidray.training.data.pools import MIN_TASK_CPUS, DecodeCpus, check_decode_cpus
 from vidray.training.data.ray_pool import RayPool
 from vidray.training.loop.ranks import Ranks
 from vidray.training.worker import Surroundings, choose_device, work
@@ -105,7 +105,12 @@ def plan_layout(config: TrainConfig, resources: dict[str, float]) -> tuple[bool,
         )
     cpus = cpus_per_worker(config, num_cpus, on_gpu=on_gpu)
     layout = check_decode_cpus(
-        num_cpus=num_cpus, num_workers=config.workers, cpus_per_worker=cpus, decoders=config.decoders
+        num_cpus=num_cpus,
+        num_workers=config.workers,
+        cpus_per_worker=cpus,
+        decoders=config.decoders,
+        # A network on CPUs leaves its half idle while it waits for data: small shares let decoders use those CPUs too.
+        cpus_per_task=1.0 if on_gpu else MIN_TASK_CPUS,
     )
     return on_gpu, layout
 

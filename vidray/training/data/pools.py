@@ -70,6 +70,10 @@ class LocalPool:
         return worker.make(jobs)
 
 
+MIN_TASK_CPUS = 0.5
+"""CPUs that Ray sets aside for a decoding task at least."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeCpus:
     """The share of a cluster's CPUs that decodes."""
@@ -80,23 +84,28 @@ class DecodeCpus:
 
 
 def check_decode_cpus(
-    *, num_cpus: float, num_workers: int, cpus_per_worker: float, decoders: int | None = None
+    *,
+    num_cpus: float,
+    num_workers: int,
+    cpus_per_worker: float,
+    decoders: int | None = None,
+    cpus_per_task: float = 1.0,
 ) -> DecodeCpus:
     """How many decoding tasks each training worker can have beside the training itself.
 
-    A task takes one CPU, or what is left per worker where that is less, but at least half a CPU.
+    A task takes ``cpus_per_task``, or what is left per worker where that is less, but at least ``MIN_TASK_CPUS``.
 
     Args:
         num_cpus: of the whole cluster, also of nodes without a GPU.
-        decoders: tasks per worker that were asked for.
+        decoders: tasks per worker that were asked for; they share what is left, and take one CPU each at most.
 
     Raises:
         UsageError: the workers take all CPUs: decoding would wait for ever, and training with it.
     """
     spare = num_cpus - num_workers * cpus_per_worker
-    needed = num_workers * _LEAST_CPUS * (decoders or 1)
+    needed = num_workers * MIN_TASK_CPUS * (decoders or 1)
     if spare < needed:
-        most = int(num_cpus // (cpus_per_worker + _LEAST_CPUS))
+        most = int(num_cpus // (cpus_per_worker + MIN_TASK_CPUS))
         hint = f"--workers {most} or fewer, or " if most else ""
         raise UsageError(
             f"the cluster has {num_cpus:g} CPUs, and {num_workers} training workers take {cpus_per_worker:g} of them "
@@ -105,9 +114,6 @@ def check_decode_cpus(
         )
     share = spare / num_workers
     if decoders is None:
-        return DecodeCpus(num_parallel=max(1, int(share)), cpus_per_task=min(1.0, share))
+        num_parallel = max(1, int(share / cpus_per_task))
+        return DecodeCpus(num_parallel=num_parallel, cpus_per_task=min(cpus_per_task, share))
     return DecodeCpus(num_parallel=decoders, cpus_per_task=min(1.0, share / decoders))
-
-
-_LEAST_CPUS = 0.5
-"""CPUs that a decoding task takes at least."""
