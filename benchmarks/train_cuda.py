@@ -6,7 +6,9 @@ which is VideoMAE-B (86 million parameters, 16 frames of 224 × 224), with rando
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -89,9 +91,8 @@ def resident(model: Path, batch_size: int, *, checkpointing: bool, device: str, 
     place = torch.device(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    step, clock = make_step(network, device=place, batch_size=batch_size, bf16=precision == "bf16")
+    step = make_step(network, device=place, batch_size=batch_size, bf16=precision == "bf16")
     seconds = seconds_per_call(step, place)
-    clock.read()
     peak_bytes = float(torch.cuda.max_memory_allocated()) if device == "cuda" else 0.0
     del step, network
     gc.collect()
@@ -127,7 +128,8 @@ def job(
         device=device,
         precision=precision,
     )
-    train(config, say=lambda text: None)
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(config)
     lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     rows = [row for row in lines if row["kind"] == "train"][1:]
     seconds = sum(row["total_seconds"] for row in rows)

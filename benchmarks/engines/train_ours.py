@@ -1,17 +1,19 @@
 """``vidray train`` itself, with the guide's recipe: in this process, or through Ray Train with ``--extra ray``.
 
-    python benchmarks/engines/train_ours.py --videos FOLDER --model FOLDER --output FILE --num-clips 960
+``python benchmarks/train.py --engines ours ours-ray`` runs it.
 
 The phases are those of the run's own ``metrics.jsonl``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import tempfile
 from pathlib import Path
 
-from train_common import BATCH_SIZE, MARK_EVERY_STEPS, Marks, parse_job
+from train_common import Marks, parse_job
 
 from benchmarks.workload import guide_config
 from vidray.training.job import train
@@ -23,24 +25,20 @@ def main() -> None:
     """Train to the end; a mark with each line of metrics."""
     job = parse_job(__doc__)
     moments = Marks()
-
-    def say(text: str) -> None:
-        if "clips/s" in text:
-            moments.add(0)
-
     with tempfile.TemporaryDirectory(prefix="vidray-benchmark-train-") as output:
         config = guide_config(
             job.videos,
             model=job.model,
             output=Path(output),
             num_clips=job.num_clips,
-            batch_size=BATCH_SIZE,
-            log_every_steps=MARK_EVERY_STEPS,
+            batch_size=job.batch_size,
+            log_every_steps=job.mark_every,
             device="cpu",
             precision="fp32",
             ray_address="local" if job.extra == "ray" else None,
         )
-        train(config, say=say)
+        with contextlib.redirect_stdout(Watcher(moments)):
+            train(config)
         lines = (Path(output) / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
     for mark, clips in zip(moments.marks, _sums([row["num_clips"] for row in rows]), strict=True):
@@ -48,6 +46,18 @@ def main() -> None:
     for row in rows[1:]:
         moments.add_phases({name: row[f"{name}_seconds"] for name in _PHASES})
     moments.write(job.output)
+
+
+class Watcher(io.TextIOBase):
+    """Sets a mark when training prints a line of metrics; how many clips that were is in ``metrics.jsonl`` later."""
+
+    def __init__(self, moments: Marks) -> None:
+        self._moments = moments
+
+    def write(self, text: str) -> int:
+        if "clips/s" in text:
+            self._moments.add(0)
+        return len(text)
 
 
 def _sums(values: list[int]) -> list[int]:
