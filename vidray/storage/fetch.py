@@ -17,6 +17,7 @@ from fsspec.asyn import sync
 from vidray.errors import UsageError, VideoError
 from vidray.storage.failures import Failure, classify, describe, is_outage
 from vidray.storage.location import Location, locate, split_bucket
+from vidray.storage.redaction import is_url
 from vidray.storage.retry import CONNECT_TIMEOUT_SECONDS, SILENCE_TIMEOUT_SECONDS, Deadline, with_retries
 from vidray.storage.versions import etag_of, local_etag, unquote_etag
 from vidray.types import Limits, Status, VideoRef
@@ -36,7 +37,7 @@ def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
     if ref.size_bytes is not None:
         _check_size(ref.size_bytes, limits)
     try:
-        place = locate(ref.uri)
+        place = locate(ref.path.decode() if ref.path and is_url(ref.uri) else ref.uri)
         deadline = Deadline(limits.fetch_deadline_seconds)
         call = partial(_read, place, ref, limits, deadline)
         data = with_retries(call, what=ref.uri, deadline=deadline, should_retry=_should_retry)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vidray.flags import flag_name, parse_views, require, require_deadline
+from vidray.storage.redaction import public_uri
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
 from vidray.types import Aggregation, Limits, Span, ViewConfig
 
@@ -218,6 +219,9 @@ class TrainConfig:
     ray_address: str | None = None
     """Ray cluster to use. Default: $RAY_ADDRESS (set by `ray job submit`), else this machine, where Ray is started if
     there are several workers."""
+    secret_parameters: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Parameters of http URLs that sign them or hold a token, beside the usual ones of S3, GCS, Azure and CloudFront;
+    repeat the flag for several. An object is the same whatever they are, and they are stored nowhere."""
     store_deadline_seconds: float = STORE_DEADLINE_SECONDS
     """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, states."""
     max_failure_rate: float = 0.05
@@ -266,6 +270,7 @@ class TrainConfig:
     def settings(self) -> dict[str, Any]:
         """Plain values of all that decides on the result, for an output to refuse a run with others."""
         values = dataclasses.asdict(self)
+        values["source"] = tuple(map(public_uri, self.source))
         kept = {name: value for name, value in values.items() if name not in _NO_MATTER}
         return _plain(kept | dataclasses.asdict(self.hyper))
 
@@ -281,7 +286,7 @@ _NO_MATTER = frozenset(
         *("output", "config", "recipe", "workers", "micro_batch_size", "threads", "max_restarts", "decoders"),
         *("ray_address", "save_every_steps", "keep_states", "restart_from", "log_every_steps", "log_to", "push_to_hub"),
         *("store_deadline_seconds", "max_failure_rate", "limits", "compile", "gradient_checkpointing"),
-        *("device", "precision", "deterministic"),
+        *("secret_parameters", "device", "precision", "deterministic"),
     }
 )
 """May differ when a run goes on: where and how fast it runs, not what it computes (but for rounding)."""
@@ -315,6 +320,9 @@ class EvaluateConfig:
     """Arithmetic of the model. auto: bf16 on a GPU that has it, else fp32."""
     decoders: int | None = None
     """Videos decoded at once. Default: from the CPUs."""
+    secret_parameters: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Parameters of http URLs that sign them or hold a token, beside the usual ones of S3, GCS, Azure and CloudFront;
+    repeat the flag for several. An object is the same whatever they are, and they are stored nowhere."""
     store_deadline_seconds: float = STORE_DEADLINE_SECONDS
     """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, results."""
     max_failure_rate: float = 0.05

@@ -160,7 +160,7 @@ def _finish(loop: Loop, judge: Judge, plan: Plan, keeper: StoreKeeper, around: S
 
     def extra(folder: Path) -> None:
         pq.write_table(_all_bad_videos(progress, judge, verdicts, plan), folder / "bad_videos.parquet")
-        (folder / "split.parquet").write_bytes(plan.manifest.to_parquet())
+        (folder / "split.parquet").write_bytes(plan.manifest.public().to_parquet())
         draw(result, judge, verdicts, folder / "report", say=around.say)
 
     publish(result, Store(config.output), extra=extra)
