@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import stat
 from functools import partial
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from vidray.storage.versions import etag_of, local_etag, unquote_etag
 from vidray.types import Limits, Status, VideoRef
 
 _CHUNK_BYTES = 1 << 20
+_QUERY = re.compile(r"\?[^\s'\"]+")
 
 
 def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
@@ -44,7 +46,7 @@ def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
     except VideoError:
         raise
     except Exception as error:
-        raise _as_video_error(error) from error
+        raise _as_video_error(error, ref) from error
     if ref.etag is None and ref.size_bytes not in (None, len(data)):
         _raise_changed(f"listed with {ref.size_bytes} bytes, has {len(data)} now")
     return data
@@ -54,12 +56,15 @@ def _should_retry(error: BaseException) -> bool:
     return not isinstance(error, VideoError | UsageError) and is_outage(error)
 
 
-def _as_video_error(error: Exception) -> VideoError:
+def _as_video_error(error: Exception, ref: VideoRef) -> VideoError:
     failure = classify(error)
     status = _STATUSES.get(failure, Status.FETCH_FAILED) if failure else Status.FETCH_FAILED
     if isinstance(error, IsADirectoryError):
         status = Status.UNSUPPORTED
-    return VideoError(status, describe(error), failure is Failure.OUTAGE)
+    message = describe(error)
+    if ref.path and is_url(ref.uri):  # workers do not know --secret-parameters
+        message = _QUERY.sub("?...", message)
+    return VideoError(status, message, failure is Failure.OUTAGE)
 
 
 _STATUSES = {
