@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test test-all lint benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/vidray demo
@@ -10,6 +10,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed lint
 	-sh scripts/azurite.sh install # tests of Azure skip without
 	$(BIN)/python -m pytest -n 2 --dist loadfile # half of many tests is waiting for processes
+
+test-all: $(VENV)/installed lint
+	-sh scripts/azurite.sh install
+	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -19,17 +19,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.checkpoints import make_videomae
-from vidray.checkpoints.checkpoint import read_checkpoint
+from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from vidray.models.predict import forward_views
 from vidray.scoring.config import ScoreConfig
-from vidray.scoring.predictor import Predictor
+from vidray.scoring.predictor import DTYPES, default_batch_size, load_network
 from vidray.types import Limits, ViewConfig
 from vidray.video.views import decode_views
 
 VIDEOMAE_B: dict[str, Any] = {"num_frames": 16, "size": 224, "patch_size": 16, "hidden_size": 768, "num_layers": 12}
 _MATRIX_SIZE = 8192
 _BATCHES_PER_CALL = 8
-_SECONDS = 5.0
+MEASURE_SECONDS = 5.0
+"""How long each rate is measured for, at least."""
 
 
 def measure_cuda(
@@ -51,13 +52,11 @@ def measure_cuda(
     view = ScoreConfig(source=("-",), model="-", output="-", views="1x1", span="full").effective_view(
         checkpoint.meta.view
     )
-    predictor = Predictor(checkpoint, view=view, device=device, precision=precision)  # type: ignore[arg-type]
-    flops = flops_per_view(predictor, view)
-    peak = matmul_flops(torch.device(device), dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    rates = {"network": network_rate(predictor, view), "decode": decode_rate(clips, view, num_videos=num_videos)}
-    del predictor  # the job's own predictor wants the memory
+    peak = matmul_flops(torch.device(device), dtype=DTYPES[precision])
+    rate, flops = network_alone(checkpoint, view, device=torch.device(device), dtype=DTYPES[precision])
+    rates = {"network": rate, "decode": decode_rate(clips, view, num_videos=num_videos)}
     if device == "cuda":
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # the job's own network wants the memory
     rates["job"] = run_job(model)
     ceiling = min(rates["network"], rates["decode"])
     print(f"matrix peak, {_MATRIX_SIZE} cubed      {peak / 1e12:9.1f} TFLOP/s, {precision}")
@@ -67,13 +66,22 @@ def measure_cuda(
     return rates
 
 
-def flops_per_view(predictor: Predictor, view: ViewConfig) -> float:
-    """Multiplications and additions of one forward, by counting those of its operators."""
-    views = torch.zeros((1, *view.views_shape[1:]), dtype=torch.uint8, device=predictor.device)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
-        forward_views(predictor._model, views, family=predictor.checkpoint.family, view=view, dtype=predictor._dtype)
-    return float(counter.get_total_flops())
+def network_alone(
+    checkpoint: Checkpoint, view: ViewConfig, *, device: torch.device, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Clips per second of the network with normalising, on views that are on the device already; flops of a clip."""
+    network = load_network(checkpoint, dtype=dtype, device=device)
+    batch_size = default_batch_size(view, device)
+    views_NTHWC = torch.randint(0, 256, (batch_size, *view.views_shape[1:]), dtype=torch.uint8, device=device)
+
+    def forward(views_NTHWC: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return forward_views(network, views_NTHWC, family=checkpoint.family, view=view, dtype=dtype)
+
+    with FlopCounterMode(display=False) as counter:
+        forward(views_NTHWC[:1])
+    seconds = seconds_per_call(lambda: forward(views_NTHWC), device)
+    return batch_size / seconds, float(counter.get_total_flops())
 
 
 def matmul_flops(device: torch.device, *, dtype: torch.dtype, size: int | None = None) -> float:
@@ -84,27 +92,13 @@ def matmul_flops(device: torch.device, *, dtype: torch.dtype, size: int | None =
     return 2 * size**3 / seconds
 
 
-def network_rate(predictor: Predictor, view: ViewConfig) -> float:
-    """Clips per second of the network with normalising, on views that are on the device already."""
-    shape = (predictor.batch_size, *view.views_shape[1:])
-    views = torch.randint(0, 256, shape, dtype=torch.uint8, device=predictor.device)
-
-    def forward() -> None:
-        with torch.inference_mode():
-            forward_views(
-                predictor._model, views, family=predictor.checkpoint.family, view=view, dtype=predictor._dtype
-            )
-
-    return predictor.batch_size / seconds_per_call(forward, predictor.device)
-
-
 def seconds_per_call(work: Callable[[], object], device: torch.device) -> float:
     """Mean time of a call, after a warm-up; the device is waited for at the end of a series, not after each call."""
     for _ in range(3):
         work()
     synchronise(device)
     num_calls, started = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - started) < _SECONDS or num_calls == 0:
+    while (seconds := time.perf_counter() - started) < MEASURE_SECONDS or num_calls == 0:
         for _ in range(_BATCHES_PER_CALL):
             work()
         synchronise(device)

@@ -14,8 +14,9 @@ import argparse
 import io
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from vidray.video.sampling import spread_spans
 from vidray.video.views import decode_views
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parses, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="a folder of videos, searched recursively")
@@ -41,12 +42,14 @@ def main() -> None:
     parser.add_argument("--num-frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many is reported")
-    args = parser.parse_args()
+    parser.add_argument("--generated-frames", type=int, default=200, help="frames of a generated clip (default 200)")
+    args = parser.parse_args(arguments)
     num_clips, num_crops = (int(number) for number in args.views.split("x"))
     view = ViewConfig(
         num_frames=args.num_frames, size=args.size, span=args.span, num_clips=num_clips, num_crops=num_crops
     )
-    report(files_of(args.folder) if args.folder else generated(), view, args.repeats)
+    videos = files_of(args.folder) if args.folder else generated(args.generated_frames)
+    report(videos, view, args.repeats)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -54,15 +57,12 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*")) if path.is_file()}
 
 
-def generated() -> dict[str, bytes]:
+def generated(num_frames: int) -> dict[str, bytes]:
     """Clips like those of UCF101 and Kinetics: something moves, and the codec has work to do."""
+    common: dict[str, Any] = {"num_frames": num_frames, "width": 320, "height": 240, "draw": wave}
     return {
-        "mpeg4.avi": make_video(
-            num_frames=200, fps=25, width=320, height=240, codec="mpeg4", container="avi", draw=wave
-        ),
-        "h264.mp4": make_video(
-            num_frames=200, width=320, height=240, max_b_frames=3, options={"preset": "medium", "qp": "23"}, draw=wave
-        ),
+        "mpeg4.avi": make_video(fps=25, codec="mpeg4", container="avi", **common),
+        "h264.mp4": make_video(max_b_frames=3, options={"preset": "medium", "qp": "23"}, **common),
     }
 
 

@@ -4,6 +4,7 @@
     python benchmarks/models.py --families x3d_m movinet-a0       # some of them
     python benchmarks/models.py --precision fp32 bf16             # the Predictor in both
     python benchmarks/models.py --device cuda --compile           # on a GPU, compiled too
+    python benchmarks/models.py --tiny --families x3d_m --seconds 0 --calls 1   # a try
 
 *eager* is what a user of Transformers writes: a float32 model in eval mode under ``no_grad``, and a loop over batches
 that are normalised in float32. *Predictor* is what a score job runs. Both start from the same uint8 views in memory,
@@ -18,12 +19,13 @@ is of the rate that a large matrix product reached here, in the precision that t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.support import checkpoints
 from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from vidray.checkpoints.convert import movinet_view, write_checkpoint
 from vidray.cpu_tuning import keep_freed_memory
@@ -63,8 +66,25 @@ class Case:
     view: ViewConfig
 
 
-def main() -> None:
-    """Parses, measures, prints a line per model."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, and prints a line per model."""
+    args = parse(arguments)
+    keep_freed_memory()  # before threads have arenas of their own, as in a job, where the environment sees to it
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    peaks = {dtype: matmul_peak(device, dtype, is_tiny=args.tiny) for dtype in (torch.float32, torch.bfloat16)}
+    rates = ", ".join(f"{str(dtype).removeprefix('torch.')} {peak / 1e9:.0f}" for dtype, peak in peaks.items())
+    print(f"{device_name(device)}, {args.threads} threads; matrix product, G multiply-adds/s: {rates}\n")
+    for number, name in enumerate(args.families):
+        cells = measure(tiny_case_of(name) if args.tiny else case_of(name), args, device, peaks)
+        if number == 0:
+            print_row("model", *cells)
+            print_row(*["---"] * (len(cells) + 1))
+        print_row(name, *cells.values())
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--device", default="cpu")
@@ -74,19 +94,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="clips per forward (default: the Predictor's)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all)")
     parser.add_argument("--seconds", type=float, default=5.0, help="to measure each column for, at least (default 5)")
-    args = parser.parse_args()
-    keep_freed_memory()  # before threads have arenas of their own, as in a job, where the environment sees to it
-    torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    peaks = {dtype: matmul_peak(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    rates = ", ".join(f"{str(dtype).removeprefix('torch.')} {peak / 1e9:.0f}" for dtype, peak in peaks.items())
-    print(f"{device_name(device)}, {args.threads} threads; matrix product, G multiply-adds/s: {rates}\n")
-    for number, name in enumerate(args.families):
-        cells = measure(case_of(name), args, device, peaks)
-        if number == 0:
-            print_row("model", *cells)
-            print_row(*["---"] * (len(cells) + 1))
-        print_row(name, *cells.values())
+    parser.add_argument("--calls", type=int, default=5, help="of each column, at least (default 5)")
+    parser.add_argument("--tiny", action="store_true", help="networks of a fraction of a second, to try this out")
+    return parser.parse_args(arguments)
 
 
 def print_row(*cells: str) -> None:
@@ -107,6 +117,18 @@ def case_of(name: str) -> Case:
     return Case(family=family, config=config, view=movinet_view(family.load_classes()[1](**config)))
 
 
+def tiny_case_of(name: str) -> Case:
+    """The same layers, narrow and on small clips, as the tests have them."""
+    case = case_of(name)
+    key = HUB[name][0] if name in HUB else name if name in VARIANTS else f"{name.replace('-', '_')}_base"
+    model_type, changes = checkpoints.VARIANTS[key]
+    config = checkpoints.TINY[model_type] | changes
+    size, num_frames = config[case.family.size_key], config[case.family.num_frames_key]
+    return Case(
+        family=case.family, config=config, view=dataclasses.replace(case.view, size=size, num_frames=num_frames)
+    )
+
+
 def measure(
     case: Case, args: argparse.Namespace, device: torch.device, peaks: dict[torch.dtype, float]
 ) -> dict[str, str]:
@@ -124,7 +146,7 @@ def measure(
         predict(predictor, views, num_threads=predictor.threads_per_batch or args.threads)
         for predictor in predictors.values()
     ]
-    times = turn_seconds(runs, device, at_least=args.seconds)
+    times = turn_seconds(runs, device, at_least=args.seconds, num_calls=args.calls)
     rates = [len(views) / min(taken) for taken in times]
     cells = {
         "input": f"{case.view.num_frames}×{case.view.size}²",
@@ -206,20 +228,27 @@ def multiply_adds(model: torch.nn.Module, case: Case, device: torch.device) -> f
     return counter.get_total_flops() / 2
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_peak(device: torch.device, dtype: torch.dtype, *, is_tiny: bool) -> float:
     """Multiply-adds per second of a large matrix product: the best of several."""
-    size = 8192 if device.type == "cuda" else 2048
+    size = 256 if is_tiny else 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = min(measured(lambda: left @ right, device) for _ in range(8))
     return size**3 / seconds
 
 
-def turn_seconds(runs: list[Callable[[], object]], device: torch.device, *, at_least: float) -> list[list[float]]:
-    """The seconds of each run's calls, at least five, of which the first of all are in the first turn, and so on."""
+def turn_seconds(
+    runs: list[Callable[[], object]], device: torch.device, *, at_least: float, num_calls: int
+) -> list[list[float]]:
+    """The seconds of each run's calls, of which the first of all are in the first turn, and so on.
+
+    Args:
+        at_least: seconds of each run, all its calls together.
+        num_calls: of each run, at least.
+    """
     for run in runs:
         measured(run, device)
     times: list[list[float]] = [[] for _ in runs]
-    while len(times[0]) < 5 or min(map(sum, times)) < at_least:
+    while len(times[0]) < num_calls or min(map(sum, times)) < at_least:
         for run, taken in zip(runs, times, strict=True):
             taken.append(measured(run, device))
     return times

@@ -2,13 +2,14 @@
 
     python benchmarks/score.py --videos /path/to/clips       # copies of these clips, in turn
     python benchmarks/score.py                               # generated clips like those of UCF101
-    python benchmarks/score.py --engines ours limit --sizes 200 600 --repeats 5
+    python benchmarks/score.py --engines ours-local limit --sizes 200 600 --repeats 5
     python benchmarks/score.py --device cuda                 # the model's size of VideoMAE-B, on one GPU
 
 Every run is a fresh process with an output of its own, from the command to its exit; 16 frames over the whole video
 for all. The *marginal* rate comes from the difference of the largest and the smallest size, so that start-up neither
 hides in it nor flatters it. Engines take turns, and medians over the rounds are printed: where other work disturbs the
 machine, it disturbs all alike. The limit is Vidray's decode and forward with no engine, one process per core.
+``ours-local`` is ``vidray score --runner local``, ``ours-ray`` ``--runner ray``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,38 +34,39 @@ from benchmarks.workload import make_bucket, prepare_clips
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL_SIZE = 3000
-_SETTLE_SECONDS = 5.0
-"""Between two runs: processes that Ray leaves behind end a little later, and would be paid for by the next engine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
     """One way to do the job."""
 
-    script: str | None
+    script: str | None = None
     """File in benchmarks/engines; None: Vidray itself."""
+    runner: str = "local"
+    """Vidray's own, local or ray."""
     precision: str = "fp32"
     device: str = "cpu"
 
     def command(self, *, videos: Path, model: Path, output: Path) -> list[str]:
         """What is run."""
-        places = {"--model": model, "--output": output, "--precision": self.precision}
+        places: dict[str, object] = {"--model": model, "--output": output, "--precision": self.precision}
         if self.script is not None:
             program, places = [str(ROOT / "benchmarks" / "engines" / self.script)], {"--videos": videos, **places}
         else:
-            program = ["-m", "vidray.cli.main", "score", "--views", "1x1", "--span", "full", "--device", self.device]
-            places = {"--source": videos, **places}
+            program = ["-m", "vidray.cli.main", "score", "--views", "1x1", "--span", "full"]
+            places = {"--source": videos, **places, "--device": self.device, "--runner": self.runner}
         return [sys.executable, *program, *(str(word) for pair in places.items() for word in pair)]
 
 
 ENGINES = {
     "limit": Engine(script="limit.py"),
-    "ours": Engine(script=None),
+    "ours-local": Engine(),
+    "ours-ray": Engine(runner="ray"),
     "pipeline": Engine(script="hf_pipeline.py"),
     "ray": Engine(script="ray_data.py"),
     "daft": Engine(script="daft_udf.py"),
     "limit-bf16": Engine(script="limit.py", precision="bf16"),
-    "ours-bf16": Engine(script=None, precision="bf16"),
+    "ours-local-bf16": Engine(precision="bf16"),
 }
 
 
@@ -83,9 +86,9 @@ Runs = dict[tuple[str, int], list[Run]]
 """By engine and number of videos, in the order of the rounds."""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parses, measures, prints."""
-    args = parse()
+    args = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="vidray-benchmark-", dir=args.work) as name:
         folder = Path(name)
         clips = prepare_clips(folder / "clips", source=args.videos)
@@ -97,15 +100,21 @@ def main() -> None:
                 folder,
                 clips,
                 num_videos=large,
-                run_job=lambda model: job_rate(folder, clips, model, small=small, large=large, repeats=args.repeats),
-            )
+                run_job=lambda model: job_rate(
+                    folder, clips, model,
+                    small=small, large=large, repeats=args.repeats, settle_seconds=args.settle_seconds,
+                ),
+            )  # fmt: skip
             return
         sizes = sorted({*args.sizes, *([FULL_SIZE] if args.full else [])})
-        runs = measure(folder, clips, engines=args.engines, sizes=sizes, repeats=args.repeats)
+        runs = measure(
+            folder, clips,
+            engines=args.engines, sizes=sizes, repeats=args.repeats, settle_seconds=args.settle_seconds,
+        )  # fmt: skip
     report(runs, args.engines, sizes)
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=Path, help="a folder of clips; without it clips are generated")
@@ -115,10 +124,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="rounds, of which medians are printed")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--work", type=Path, help="where links, checkpoint and outputs go (default: the system's)")
-    return parser.parse_args()
+    parser.add_argument(
+        "--settle-seconds",
+        type=float,
+        default=5.0,
+        help="pause before each run: processes that Ray leaves behind end a little later, and would take their time "
+        "from the next engine (default 5)",
+    )
+    return parser.parse_args(arguments)
 
 
-def measure(folder: Path, clips: list[Path], *, engines: list[str], sizes: list[int], repeats: int) -> Runs:
+def measure(
+    folder: Path, clips: list[Path], *, engines: list[str], sizes: list[int], repeats: int, settle_seconds: float
+) -> Runs:
     """Runs every engine at every size, in turn; says so on stderr as it goes."""
     from tests.support.checkpoints import make_benchmark_videomae
 
@@ -130,11 +148,11 @@ def measure(folder: Path, clips: list[Path], *, engines: list[str], sizes: list[
             for name in engines:
                 output = folder / f"{name}-{size}-{number}"
                 command = ENGINES[name].command(videos=buckets[size], model=model, output=output)
+                time.sleep(settle_seconds)
                 run = run_once(command, output, num_videos=size)
                 runs[name, size].append(run)
-                print(
-                    f"round {number + 1}: {name:10} {size:5} videos {run.seconds:7.2f} s", file=sys.stderr, flush=True
-                )
+                line = f"round {number + 1}: {name:15} {size:5} videos {run.seconds:7.2f} s"
+                print(line, file=sys.stderr, flush=True)
     return runs
 
 
@@ -146,7 +164,8 @@ def job_rate(
     small: int,
     large: int,
     repeats: int,
-    engine: Engine = Engine(script=None, precision="bf16", device="cuda"),
+    settle_seconds: float,
+    engine: Engine = Engine(precision="bf16", device="cuda"),
 ) -> float:
     """Marginal videos per second of whole jobs of Vidray on a GPU; median over rounds."""
     runs: Runs = defaultdict(list)
@@ -155,6 +174,7 @@ def job_rate(
         for number in range(repeats):
             output = folder / f"job-{size}-{number}"
             command = engine.command(videos=bucket, model=model, output=output)
+            time.sleep(settle_seconds)
             runs["job", size].append(run_once(command, output, num_videos=size))
     return statistics.median(marginal_rates(runs, "job", small=small, large=large))
 
@@ -163,7 +183,6 @@ def run_once(command: list[str], output: Path, *, num_videos: int) -> Run:
     """Runs one process to its end. Raises SystemExit if it fails or left another number of videos than it was given."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    time.sleep(_SETTLE_SECONDS)
     with tempfile.TemporaryFile() as log:
         started, started_at = time.perf_counter(), time.time()
         # Nothing looks on meanwhile: that would take time from what is measured.
@@ -207,14 +226,14 @@ def print_rates(runs: Runs, engines: list[str], *, small: int, large: int) -> No
     """Marginal rates, their ratios within each round, and start-up."""
     rates = {name: marginal_rates(runs, name, small=small, large=large) for name in engines}
     print(f"\nMarginal, from the difference of {large} and {small} videos; ratios are medians over rounds")
-    print(f"{'engine':12} {'videos/s':>9} {'of limit':>9} {'ours is':>9} {'start-up s':>11} {'labels as':>10}")
+    print(f"{'engine':15} {'videos/s':>9} {'of limit':>9} {'ours-local':>11} {'start-up s':>11} {'labels as':>10}")
     for name in engines:
         start_up = [
             run.seconds - small / rate for run, rate in zip(runs[name, small], rates[name], strict=True) if rate > 0
         ]
         print(
-            f"{name:12} {statistics.median(rates[name]):9.1f} {_ratio(rates, name, 'limit'):>9} "
-            f"{_ratio(rates, 'ours', name):>9} {statistics.median(start_up or [0]):11.1f} "
+            f"{name:15} {statistics.median(rates[name]):9.1f} {_ratio(rates, name, 'limit'):>9} "
+            f"{_ratio(rates, 'ours-local', name):>11} {statistics.median(start_up or [0]):11.1f} "
             f"{_agreement(runs, name, large):>10}"
         )
 
@@ -245,9 +264,9 @@ def _agreement(runs: Runs, name: str, size: int) -> str:
 def print_whole(runs: Runs, engines: list[str], sizes: list[int]) -> None:
     """Seconds of whole jobs."""
     print("\nWhole job in seconds, from the command to its exit (to _SUCCESS in brackets); medians over rounds")
-    print(f"{'engine':12} " + " ".join(f"{size:>15,}" for size in sizes))
+    print(f"{'engine':15} " + " ".join(f"{size:>15,}" for size in sizes))
     for name in engines:
-        print(f"{name:12} " + " ".join(f"{_whole(runs[name, size]):>15}" for size in sizes))
+        print(f"{name:15} " + " ".join(f"{_whole(runs[name, size]):>15}" for size in sizes))
 
 
 def _whole(runs: list[Run]) -> str:

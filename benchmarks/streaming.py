@@ -2,6 +2,7 @@
 
     python benchmarks/streaming.py                          # 6 videos of a minute, generated, and as many short clips
     python benchmarks/streaming.py --num-videos 2 --minutes 60
+    python benchmarks/streaming.py --jobs timeline --num-videos 1 --minutes 0.1 --clip-seconds 2  # a try
 
 Each job is a process of its own. Rates are of the time in which rows streamed (`this_process` of summary.json), so
 without start-up. ``alone``: the network on frames that are there already, one thread per core, no decoding.
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,27 +29,51 @@ from tests.support.videos import repeated
 from vidray.models.movinet.variants import VARIANTS
 
 FRAMES_PER_SECOND = VARIANTS["a0"].fps
+JOBS: dict[str, tuple[str, list[str]]] = {
+    "clips": ("clips", []),
+    "videos": ("videos", []),
+    "timeline": ("videos", ["--timeline", "10"]),
+}
+"""What is streamed, and how: folder and flags."""
+_CLIPS_PER_VIDEO = 4
+_CLIP_FPS = 25
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-videos", type=int, default=6)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--batch-size", type=int, help="videos side by side; the job's default if not given")
-    args = parser.parse_args()
+    args = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="vidray-streaming-") as name:
         folder = Path(name)
         make_model(folder / "model")
-        clip = as_mp4(make_clip(0))
-        times = round(args.minutes * 60 / 8)
-        for kind, data in (("clips", clip), ("videos", repeated(clip, times))):
-            (folder / kind).mkdir()
-            for number in range(args.num_videos * (4 if kind == "clips" else 1)):
-                (folder / kind / f"{number:04d}.mp4").write_bytes(data)
-        print(f"alone {alone(folder / 'model'):.1f} frames/s")
-        for kind, flags in (("clips", []), ("videos", []), ("videos", ["--timeline", "10"])):
+        make_videos(folder, args)
+        print(f"alone {alone(folder / 'model', seconds=args.alone_seconds):.1f} frames/s")
+        for kind, flags in (JOBS[name] for name in args.jobs):
             print_job(kind, flags, job(folder, kind, [*flags, *batch_flags(args.batch_size)]))
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
+    parser.add_argument("--num-videos", type=int, default=6, help=f"and {_CLIPS_PER_VIDEO} clips for each of them")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of each video")
+    parser.add_argument("--clip-seconds", type=int, default=8, help="of each clip")
+    parser.add_argument("--alone-seconds", type=float, default=10.0, help="to measure the network alone for")
+    parser.add_argument("--batch-size", type=int, help="videos side by side; the job's default if not given")
+    return parser.parse_args(arguments)
+
+
+def make_videos(folder: Path, args: argparse.Namespace) -> None:
+    """Short clips in ``clips``, and the same clip played again and again in ``videos``."""
+    clip = as_mp4(make_clip(0, num_frames=_CLIP_FPS * args.clip_seconds))
+    times = round(args.minutes * 60 / args.clip_seconds)
+    for kind, data, number in (
+        ("clips", clip, _CLIPS_PER_VIDEO * args.num_videos),
+        ("videos", repeated(clip, times), args.num_videos),
+    ):
+        (folder / kind).mkdir()
+        for index in range(number):
+            (folder / kind / f"{index:04d}.mp4").write_bytes(data)
 
 
 def batch_flags(batch_size: int | None) -> list[str]:
@@ -56,14 +82,14 @@ def batch_flags(batch_size: int | None) -> list[str]:
 
 
 def as_mp4(avi: bytes) -> bytes:
-    """The clip of the other benchmarks, 8 s of 320 × 240, as H.264 without B-frames."""
+    """The clip of the other benchmarks, 320 × 240, as H.264 without B-frames."""
     import io
 
     import av
 
     with av.open(io.BytesIO(avi)) as source, tempfile.NamedTemporaryFile() as file:
         with av.open(file.name, "w", format="mp4") as target:
-            stream = target.add_stream("libx264", rate=25, options={"bf": "0", "crf": "28"})
+            stream = target.add_stream("libx264", rate=_CLIP_FPS, options={"bf": "0", "crf": "28"})
             stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
             for frame in source.decode(video=0):
                 target.mux(stream.encode(frame))
@@ -81,7 +107,7 @@ def make_model(folder: Path) -> None:
     write_checkpoint(model, movinet_view(model.config), folder)
 
 
-def alone(model: Path) -> float:
+def alone(model: Path, *, seconds: float) -> float:
     """Frames per second of the network, chunks of eight, on one thread per core at once."""
     import torch
 
@@ -100,7 +126,7 @@ def alone(model: Path) -> float:
         counts.append(count)
 
     started = time.perf_counter()
-    end = started + 10
+    end = started + seconds
     threads = [threading.Thread(target=work) for _ in range(os.cpu_count() or 1)]
     for thread in threads:
         thread.start()

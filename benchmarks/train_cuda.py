@@ -89,9 +89,8 @@ def resident(model: Path, batch_size: int, *, checkpointing: bool, device: str, 
     place = torch.device(device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    step, clock = make_step(network, device=place, batch_size=batch_size, bf16=precision == "bf16")
+    step = make_step(network, device=place, batch_size=batch_size, bf16=precision == "bf16")
     seconds = seconds_per_call(step, place)
-    clock.read()
     peak_bytes = float(torch.cuda.max_memory_allocated()) if device == "cuda" else 0.0
     del step, network
     gc.collect()

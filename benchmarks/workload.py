@@ -88,27 +88,27 @@ def guide_config(
     )
 
 
-def make_clip(seed: int) -> bytes:
-    """A clip like those of UCF101: 320 × 240, 200 frames, MPEG-4 in AVI, at a bit rate as theirs."""
+def make_clip(seed: int, *, num_frames: int = _NUM_FRAMES) -> bytes:
+    """A clip like those of UCF101: 320 × 240, 25 frames a second, MPEG-4 in AVI, at a bit rate as theirs."""
     file = io.BytesIO()
     with av.open(file, "w", format="avi") as output:
         stream = output.add_stream("mpeg4", rate=_FPS)
         stream.width, stream.height, stream.pix_fmt = _WIDTH, _HEIGHT, "yuv420p"
         stream.bit_rate = _BITS_PER_SECOND
-        for picture in _pictures(seed):
+        for picture in _pictures(seed, num_frames):
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         output.mux(stream.encode(None))
     return file.getvalue()
 
 
-def _pictures(seed: int) -> Iterator[np.ndarray]:
+def _pictures(seed: int, num_frames: int) -> Iterator[np.ndarray]:
     """(H, W, 3) uint8: a textured ground that pans, a disc that circles, and the noise of a camera."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(30, 200, size=(_HEIGHT // 8, _WIDTH // 4, 3))
     ground = np.kron(blocks, np.ones((8, 8, 1))).astype(np.float32)
     noise = rng.normal(0, 6, size=(16, _HEIGHT, _WIDTH, 1)).astype(np.float32)
     y, x = np.mgrid[:_HEIGHT, :_WIDTH]
-    for number in range(_NUM_FRAMES):
+    for number in range(num_frames):
         picture = np.roll(ground, -2 * number, axis=1)[:, :_WIDTH].copy()
         angle = 2 * np.pi * (number / 60 + seed / NUM_GENERATED)
         picture[np.hypot(x - 160 - 90 * np.cos(angle), y - 120 - 70 * np.sin(angle)) < 35] = rng.integers(180, 256, 3)

@@ -24,7 +24,10 @@ LAYERS = [
 """Ground first, entry points last. A module imports from the layers before its own, or from its own package."""
 
 ORDER = {
-    "storage": ["failures", "retry", "location", "versions", "fetch", "store", "localize", "lease"],
+    "storage": [
+        *("redaction", "failures", "retry", "redirects", "location"),
+        *("versions", "fetch", "store", "localize", "lease"),
+    ],
     "video": [
         *("sampling", "byte_sources", "geometry", "random_crops"),
         *("packet_index", "frame_selector", "frame_converters", "decoder", "views"),

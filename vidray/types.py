@@ -71,7 +71,8 @@ class VideoRef:
     """What identifies this version of the object; None if the source does not tell.
     On local file systems ``<mtime_ns>-<size>-<inode>``."""
     path: bytes | None = None
-    """The path as the file system spells it, only where ``uri`` cannot (bytes that are not UTF-8)."""
+    """What is opened, only where ``uri`` cannot say it: the path as the file system spells it (bytes that are not
+    UTF-8), or the URL with what signs it, which no table may hold."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

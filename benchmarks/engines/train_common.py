@@ -13,9 +13,6 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-BATCH_SIZE = 8
-MARK_EVERY_STEPS = 10
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainJob:
@@ -28,9 +25,18 @@ class TrainJob:
     output: Path
     """Where the JSON of ``Marks`` goes."""
     num_clips: int
-    """Clips to train on, a multiple of ``BATCH_SIZE``."""
+    """Clips to train on."""
+    batch_size: int
+    """Clips per step; the last step of an epoch may have fewer."""
+    mark_every: int
+    """Steps between two marks."""
     extra: str | None
     """What the engine's variants differ in."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps with whole batches."""
+        return self.num_clips // self.batch_size
 
 
 def parse_job(description: str | None) -> TrainJob:
@@ -38,7 +44,8 @@ def parse_job(description: str | None) -> TrainJob:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("videos", "model", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--num-clips", type=int, required=True)
+    for name in ("num-clips", "batch-size", "mark-every"):
+        parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--extra")
     return TrainJob(**vars(parser.parse_args()))
 

@@ -1,6 +1,6 @@
 """The flow of Transformers' video classification guide: ``Trainer`` and PyTorchVideo's ``Ucf101`` with its decoding.
 
-    python benchmarks/engines/train_guide.py --videos FOLDER --model FOLDER --output FILE --num-clips 240
+``python benchmarks/train.py --engines guide guide-workers`` runs it.
 
 ``--extra 2`` gives the DataLoader two worker processes; the guide has none. The guide no longer runs as it stands:
 PyTorchVideo's transforms import a module that torchvision dropped. Here its successor takes the place.
@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 import torch
-from train_common import BATCH_SIZE, MARK_EVERY_STEPS, Marks, TrainJob, parse_job
+from train_common import Marks, TrainJob, parse_job
 from transformers import AutoModelForVideoClassification, Trainer, TrainerCallback, TrainingArguments
 
 from tests.support.checkpoints import IMAGENET_MEAN, IMAGENET_STD
@@ -33,7 +33,7 @@ def main() -> None:
             make_arguments(job, output),
             train_dataset=make_dataset(job, model.config),
             data_collator=collate,
-            callbacks=[Watch(marks)],
+            callbacks=[Watch(marks, job)],
         )
         trainer.train()
     marks.write(job.output)
@@ -54,10 +54,10 @@ def make_arguments(job: TrainJob, output: str) -> TrainingArguments:
         eval_strategy="no",
         save_strategy="no",
         learning_rate=5e-5,
-        per_device_train_batch_size=BATCH_SIZE,
+        per_device_train_batch_size=job.batch_size,
         warmup_steps=0.1,
-        logging_steps=MARK_EVERY_STEPS,
-        max_steps=job.num_clips // BATCH_SIZE,
+        logging_steps=job.mark_every,
+        max_steps=job.num_steps,
         dataloader_num_workers=int(job.extra or 0),
         use_cpu=True,
         report_to="none",
@@ -106,8 +106,8 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 class Watch(TrainerCallback):
     """Sets the marks. The time between the end of a step and the begin of the next is the wait for its batch."""
 
-    def __init__(self, marks: Marks) -> None:
-        self._marks = marks
+    def __init__(self, marks: Marks, job: TrainJob) -> None:
+        self._marks, self._job = marks, job
         self._last = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -115,8 +115,8 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._marks.add_phases({"forward_backward": self._since_last()})
-        if state.global_step % MARK_EVERY_STEPS == 0:
-            self._marks.add(state.global_step * BATCH_SIZE)
+        if state.global_step % self._job.mark_every == 0:
+            self._marks.add(state.global_step * self._job.batch_size)
 
     def _since_last(self) -> float:
         now = time.perf_counter()

@@ -1,6 +1,6 @@
 """Batches of training clips with no network behind them: ours (``--extra ours``) or the guide's (``--extra guide``).
 
-    python benchmarks/engines/train_ingest.py --videos FOLDER --model FOLDER --output FILE --num-clips 960 --extra ours
+``python benchmarks/train.py --cases ingest`` runs it.
 
 Both may use all cores, one decoding worker on each.
 """
@@ -10,8 +10,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
-from train_common import BATCH_SIZE, MARK_EVERY_STEPS, Marks, TrainJob, parse_job
+from train_common import Marks, TrainJob, parse_job
+
+from benchmarks.workload import guide_config
 
 
 def main() -> None:
@@ -19,22 +22,22 @@ def main() -> None:
     job = parse_job(__doc__)
     batches = {"ours": our_batches, "guide": guides_batches}[job.extra or "ours"](job)
     marks = Marks()
-    for number, _ in enumerate(itertools.islice(batches, job.num_clips // BATCH_SIZE), 1):
-        if number % MARK_EVERY_STEPS == 0:
-            marks.add(number * BATCH_SIZE)
+    for number, _ in enumerate(itertools.islice(batches, job.num_steps), 1):
+        if number % job.mark_every == 0:
+            marks.add(number * job.batch_size)
     marks.write(job.output)
 
 
 def our_batches(job: TrainJob) -> Iterator[object]:
     """What the training loop is given, epoch after epoch."""
-    from train_ours import make_config
-
     from vidray.checkpoints.checkpoint import read_checkpoint
     from vidray.sources.labels import load_labelled
     from vidray.training.data.clip_source import make_clip_source
     from vidray.training.plan import label_source
 
-    config = make_config(job, output="unused")
+    config = guide_config(
+        job.videos, model=job.model, output=Path("unused"), num_clips=job.num_clips, batch_size=job.batch_size
+    )
     table = load_labelled(label_source(config)).rows_of("train")
     view = config.view(read_checkpoint(config.model, require_head=False).view)
     clips = make_clip_source(table, config, rank=0, world_size=1, view=view)
@@ -54,7 +57,7 @@ def guides_batches(job: TrainJob) -> Iterator[object]:
     dataset = make_dataset(job, AutoConfig.from_pretrained(job.model))
     num_workers = len(os.sched_getaffinity(0))
     while True:
-        yield from DataLoader(dataset, batch_size=BATCH_SIZE, num_workers=num_workers, collate_fn=collate)
+        yield from DataLoader(dataset, batch_size=job.batch_size, num_workers=num_workers, collate_fn=collate)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """``vidray train`` itself, with the guide's recipe: in this process, or through Ray Train with ``--extra ray``.
 
-    python benchmarks/engines/train_ours.py --videos FOLDER --model FOLDER --output FILE --num-clips 960
+``python benchmarks/train.py --engines ours ours-ray`` runs it.
 
 The phases are those of the run's own ``metrics.jsonl``.
 """
@@ -11,7 +11,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from train_common import BATCH_SIZE, MARK_EVERY_STEPS, Marks, parse_job
+from train_common import Marks, parse_job
 
 from benchmarks.workload import guide_config
 from vidray.training.job import train
@@ -34,8 +34,8 @@ def main() -> None:
             model=job.model,
             output=Path(output),
             num_clips=job.num_clips,
-            batch_size=BATCH_SIZE,
-            log_every_steps=MARK_EVERY_STEPS,
+            batch_size=job.batch_size,
+            log_every_steps=job.mark_every,
             device="cpu",
             precision="fp32",
             ray_address="local" if job.extra == "ray" else None,

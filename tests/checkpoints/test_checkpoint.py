@@ -193,6 +193,22 @@ def test_damaged_weights_are_a_usage_error(folder: Path, content: bytes) -> None
         read_checkpoint(str(folder))
 
 
+@pytest.mark.parametrize("require_head", [True, False])
+def test_truncated_weights_are_a_usage_error(folder: Path, require_head: bool) -> None:
+    weights = folder / "model.safetensors"
+    size = weights.stat().st_size
+    os.truncate(weights, size - 1)
+    with pytest.raises(UsageError, match=rf"model\.safetensors.*it has {size - 1} of {size} bytes"):
+        read_checkpoint(str(folder), require_head=require_head)
+
+
+def test_unreadable_weights_are_a_usage_error(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(UsageError, match=r"model\.safetensors cannot be read"):
+        read_checkpoint(str(folder))
+
+
 def test_labels_come_in_the_order_of_the_logits_not_of_the_file(tmp_path: Path) -> None:
     labels = [f"class {i}" for i in range(12)]
     folder = make_videomae(tmp_path, labels=labels)

@@ -320,6 +320,15 @@ class TestHttp:
         assert read_all(table) == [name.encode() for name in VISIBLE]
 
     def test_a_url_with_a_query_is_one_object(self, website: str) -> None:
-        table = list_sources([f"{website}/videos/a.mp4?token=[1]"])
-        assert table["uri"].to_pylist() == [f"{website}/videos/a.mp4?token=[1]"]
+        table = list_sources([f"{website}/videos/a.mp4?id=[1]"])
+        assert table["uri"].to_pylist() == [f"{website}/videos/a.mp4?id=[1]"]
         assert table["size_bytes"].to_pylist() == [5]
+
+
+def test_signed_urls_are_one_object_whatever_signs_them(tmp_path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    urls = [f"https://me:pw@host/v.mp4?id=1&X-Amz-Signature={number}" for number in (1, 2)]
+    manifest.write_text("".join(json.dumps({"uri": url, "etag": "e"}) + "\n" for url in urls))
+    (row,) = list_sources([str(manifest)]).to_pylist()
+    assert row["uri"] == "https://host/v.mp4?id=1"
+    assert row["path"].decode() in urls

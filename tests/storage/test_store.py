@@ -84,7 +84,7 @@ class TestStore:
         for writer, mine in enumerate(won):
             assert all(Store(folder).read(path) == f"{writer}".encode() for path in mine)
 
-    @pytest.mark.parametrize("folder", ["local", "s3", "azure"], indirect=True)
+    @pytest.mark.parametrize("folder", ["local", "s3", "gcs", "azure"], indirect=True)
     def test_of_many_processes_exactly_one_wins_each_path(self, folder: str) -> None:
         code = (
             "import sys; from vidray.storage.store import Store; s = Store(sys.argv[1]); s.list()\n"
@@ -107,7 +107,7 @@ class TestStore:
         won = [int(line) for child in children for line in child.communicate()[0].split()]
         assert sorted(won) == list(range(20))
 
-    @pytest.mark.parametrize("folder", ["local", "s3"], indirect=True)
+    @pytest.mark.parametrize("folder", ["local", "s3", "gcs"], indirect=True)
     def test_large_objects_are_conditional_too(self, folder: str) -> None:
         store = Store(folder)
         data = b"0123456789abcdef" * (110 * 2**20 // 16)  # above what s3fs uploads in one piece

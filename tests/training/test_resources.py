@@ -29,6 +29,22 @@ def test_what_the_workers_leave_is_shared(
     assert num_workers * (cpus_per_worker + got.num_parallel * got.cpus_per_task) <= num_cpus
 
 
+@pytest.mark.parametrize(
+    ("num_cpus", "num_workers", "cpus_per_worker", "expected"),
+    [
+        (2, 1, 1, DecodeCpus(num_parallel=2, cpus_per_task=0.5)),
+        (2, 2, 0.5, DecodeCpus(num_parallel=1, cpus_per_task=0.5)),
+        (16, 2, 4, DecodeCpus(num_parallel=8, cpus_per_task=0.5)),
+    ],
+)
+def test_smaller_tasks_are_more_tasks(
+    num_cpus: float, num_workers: int, cpus_per_worker: float, expected: DecodeCpus
+) -> None:
+    got = plan_decoding(num_cpus=num_cpus, num_workers=num_workers, cpus_per_worker=cpus_per_worker, cpus_per_task=0.5)
+    assert got == expected
+    assert num_workers * (cpus_per_worker + got.num_parallel * got.cpus_per_task) <= num_cpus
+
+
 def test_no_cpu_left_is_refused_with_what_is_needed() -> None:
     with pytest.raises(UsageError) as caught:
         plan_decoding(num_cpus=2, num_workers=2, cpus_per_worker=1)
@@ -64,6 +80,14 @@ def test_on_gpus_the_other_cpus_decode() -> None:
     assert resources.on_gpu
     assert resources.num_cpus == 1.0
     assert resources.decoding == DecodeCpus(num_parallel=8, cpus_per_task=1.0)
+
+
+@pytest.mark.parametrize(("num_cpus", "workers"), [(2, 1), (8, 2), (16, 1)])
+def test_on_cpus_as_many_tasks_decode_as_there_are_cpus(num_cpus: float, workers: int) -> None:
+    """As without Ray: one task on two CPUs left a quarter of them idle, and training at two thirds of its speed."""
+    resources = plan_resources(make_config(workers=workers, decoders=None, device="cpu"), of((1, num_cpus, 0)))
+    assert not resources.on_gpu
+    assert resources.decoding == DecodeCpus(num_parallel=int(num_cpus) // workers, cpus_per_task=0.5)
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,9 @@ def read_checkpoint(location: str, *, require_head: bool = True) -> Checkpoint:
     if "quantization_config" in config:
         raise UsageError(f"{found.location} is quantised (config.json: quantization_config), which vidray cannot load")
     weights = _weights_files(folder, found.location)
+    shapes = {key: shape for name in weights for key, shape in _tensor_shapes(folder / name, found.location).items()}
     if require_head:
-        _check_head(folder, weights, family=family, config=config, location=found.location)
+        _check_head(shapes, family=family, config=config, location=found.location)
     meta = _read_meta(folder, weights, config=config, family=family, location=found.location)
     seen = tuple((name, _stat(folder / name)) for name in weights)
     return Checkpoint(location=found.location, folder=str(folder), config=config, meta=meta, weights=seen)
@@ -291,36 +292,41 @@ def _weights_files(folder: Path, location: str) -> tuple[str, ...]:
     )
 
 
-def _check_head(
-    folder: Path, weights: tuple[str, ...], *, family: Family, config: dict[str, Any], location: str
-) -> None:
+def _check_head(shapes: dict[str, list[int]], *, family: Family, config: dict[str, Any], location: str) -> None:
     """Refuse early what would load with a freshly initialised classifier and score at random."""
     num_labels = len(_config_labels(config, location))
-    for name in weights:
-        shape = _tensor_shapes(folder / name, location).get(family.head_key)
-        if shape is not None and shape[0] != num_labels:
-            raise UsageError(
-                f"{location}: {family.head_key} has {shape[0]} rows for the {num_labels} labels of id2label"
-            )
-        if shape is not None:
-            return
-    raise UsageError(
-        f"{location} has no classifier ({family.head_key} is not among its weights): it is a pre-trained backbone. "
-        "Fine-tune it first, or name a fine-tuned checkpoint"
-    )
+    shape = shapes.get(family.head_key)
+    if shape is None:
+        raise UsageError(
+            f"{location} has no classifier ({family.head_key} is not among its weights): it is a pre-trained backbone. "
+            "Fine-tune it first, or name a fine-tuned checkpoint"
+        )
+    if shape[0] != num_labels:
+        raise UsageError(f"{location}: {family.head_key} has {shape[0]} rows for the {num_labels} labels of id2label")
 
 
 def _tensor_shapes(path: Path, location: str) -> dict[str, list[int]]:
-    """Shapes by tensor name, from the header of a safetensors file: its length in 8 bytes, then JSON."""
+    """Shapes by tensor name, from the header of a safetensors file: its length in 8 bytes, then JSON.
+
+    Raises:
+        UsageError: it cannot be read, is no such file, or is shorter than its header says.
+    """
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
-        return {name: value["shape"] for name, value in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            num_bytes = os.fstat(file.fileno()).st_size
+        tensors = {name: value for name, value in header.items() if name != "__metadata__"}
+        expected = 8 + length + max((value["data_offsets"][1] for value in tensors.values()), default=0)
+        if num_bytes < expected:
+            raise ValueError(f"it has {num_bytes} of {expected} bytes")
+        return {name: value["shape"] for name, value in tensors.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UsageError(f"{location}/{path.name} is no safetensors file, or a damaged one: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{location}/{path.name} cannot be read: {error}") from error
 
 
 def _fingerprint(folder: Path, weights: tuple[str, ...], *, config: dict[str, Any], labels: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from vidray.cpu_tuning import use_one_arena
 from vidray.errors import RunError, Terminated, TooManyFailuresError, UsageError, exit_code
 from vidray.flags import config_file_arguments
 from vidray.scoring.config import ScoreConfig
-from vidray.storage import retry
+from vidray.storage import redaction, retry
 
 _USAGE = f"""vidray {__version__}: fine-tune video classifiers, and score buckets of videos into Parquet
 
@@ -75,7 +75,7 @@ def _guarded(command: Callable[[], int]) -> int:
             print("vidray: interrupted; nothing is broken, the same command goes on from here", file=sys.stderr)
             return code
         if isinstance(error, UsageError | TooManyFailuresError | RunError):
-            print(f"vidray: {error}", file=sys.stderr)
+            print(f"vidray: {redaction.redact(str(error))}", file=sys.stderr)
             return code
         if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
             raise
@@ -201,6 +201,7 @@ def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
         config=(tyro.conf.OmitArgPrefixes,),
         args=_config_file(arguments) + arguments,
     )
+    redaction.configure(getattr(config, "secret_parameters", ()))
     retry.configure(deadline_seconds=getattr(config, "store_deadline_seconds", None), on_wait=_warn)
     return config
 

@@ -84,6 +84,9 @@ class ScoreConfig:
     """Say what a run would do, and do nothing."""
     allow_unconditional_store: bool = False
     """Accept an output store without conditional writes. Then only the lease keeps two runs apart."""
+    secret_parameters: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown_as("NAME")] = ()
+    """Parameters of http URLs that sign them or hold a token, beside the usual ones of S3, GCS, Azure and CloudFront;
+    repeat the flag for several. An object is the same whatever they are, and they are stored nowhere."""
     store_deadline_seconds: float = STORE_DEADLINE_SECONDS
     """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, parts."""
 

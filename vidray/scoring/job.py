@@ -23,7 +23,7 @@ from vidray.scoring import history, output
 from vidray.scoring.accounting import Untried
 from vidray.scoring.collector import MAX_LOSSES, Collector, LossCounter
 from vidray.scoring.config import ScoreConfig
-from vidray.scoring.plan import Plan, RunHeader, commit_plan, find_resumable, plan_fresh
+from vidray.scoring.plan import Plan, RunHeader, commit_plan, find_resumable, lacks_secrets, plan_fresh, with_secrets
 from vidray.scoring.progress import Progress, format_bytes, format_seconds
 from vidray.scoring.runners.base import Runner, Stages
 from vidray.scoring.runners.choose import make_runner
@@ -32,7 +32,9 @@ from vidray.scoring.stages import PREDICTED_SCHEMA
 from vidray.scoring.summary import format_summary, make_summary
 from vidray.scoring.timing import StageTimes
 from vidray.scoring.verdict import Tally, Verdict, leave
+from vidray.sources.manifest import list_sources
 from vidray.storage.lease import Lease
+from vidray.storage.redaction import public_uri
 from vidray.storage.store import Store
 from vidray.types import Status
 
@@ -155,7 +157,7 @@ class ScoreJob:
             return
         fresh = self._fresh_plan()
         if fresh.rows.num_rows > 0:
-            yield commit_plan(self.store, fresh)
+            yield self._with_secrets(commit_plan(self.store, fresh))
 
     def _is_known(self, run_id: str) -> bool:
         return run_id in history.run_files(self.store)
@@ -164,10 +166,19 @@ class ScoreJob:
         plan = find_resumable(
             self.store, source=self.config.source, result_key=self.result_key, run_id=self.config.run_id
         )
-        if plan is None or not history.is_finished(history.run_files(self.store)[plan.header.run_id]):
-            return plan
+        if plan is None:
+            return None
+        if not history.is_finished(history.run_files(self.store)[plan.header.run_id]):
+            return self._with_secrets(plan)
         self.progress.say(f"run {plan.header.run_id} is finished already; take another --run-id to score what is new")
         return None
+
+    def _with_secrets(self, plan: Plan) -> Plan:
+        """A stored plan has no signed URLs: they would outlive the run, and have expired when it is resumed."""
+        if not lacks_secrets(plan.rows):
+            return plan
+        self.progress.stage("listing the sources again, for their signed URLs")
+        return dataclasses.replace(plan, rows=with_secrets(plan.rows, list_sources(self.config.source)))
 
     def _fresh_plan(self) -> Plan:
         self.progress.stage("listing the sources")
@@ -204,7 +215,7 @@ class ScoreJob:
 
     def _constants(self, header: RunHeader) -> dict[str, Any]:
         return {
-            "model": self.config.model,
+            "model": public_uri(self.config.model),
             "fingerprint": self.checkpoint.meta.fingerprint,
             "view_config": self.view.to_json(),
             "result_key": self.result_key,

@@ -21,6 +21,7 @@ from typing import Any
 from vidray.errors import TooManyFailuresError, exit_code
 from vidray.scoring.accounting import Untried
 from vidray.scoring.plan import RunHeader
+from vidray.storage.redaction import redact
 from vidray.storage.store import Store
 
 FOLDER = "_verdicts"
@@ -101,7 +102,7 @@ class Tally:
         """As things stand, with what ended the command."""
         return Verdict(
             exit_code=exit_code(error),
-            message=None if error is None else str(error) or type(error).__name__,
+            message=None if error is None else redact(str(error)) or type(error).__name__,
             runs=tuple(summary["run_id"] for summary in self.summaries),
             num_listed=self.listed.num_listed if self.listed else 0,
             num_done=self.listed.num_already_done if self.listed else 0,

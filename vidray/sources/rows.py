@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from vidray.sources.task_pool import TaskPool
 from vidray.storage.location import Location
+from vidray.storage.redaction import is_url, public_uri
 from vidray.storage.versions import Version, version_at
 
 MANIFEST_SCHEMA = pa.schema(
@@ -25,7 +26,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("label", pa.string()),
     ]
 )
-"""One row per video. ``path`` is null unless ``uri`` cannot spell the path (local names that are not UTF-8).
+"""One row per video. ``path`` is null unless ``uri`` cannot say what is to be opened: local names that are not UTF-8,
+and URLs with a signature or a password, which ``uri`` is without.
 ``size_bytes`` and ``etag`` are null if there was no such object, or it may not be read, or the source does not tell."""
 
 _ROWS_PER_BATCH = 65_536
@@ -53,10 +55,15 @@ class RowCollector:
     ) -> None:
         """Appends rows; all sequences have one entry per row."""
         nulls = [None] * len(uris)
+        addresses = list(paths or nulls)
+        uris = list(uris)
+        for number, uri in enumerate(uris):
+            if is_url(uri) and (public := public_uri(uri)) != uri:
+                uris[number], addresses[number] = public, uri.encode()
         sizes = [size for size, _ in versions]
         etags = [etag for _, etag in versions]
         # The type is written out because the one that mypy infers depends on its hash seed.
-        added: tuple[Sequence[Any], ...] = (uris, paths or nulls, sizes, etags, labels or nulls)
+        added: tuple[Sequence[Any], ...] = (uris, addresses, sizes, etags, labels or nulls)
         with self._lock:
             for column, values in zip(self._columns, added, strict=True):
                 column.extend(values)

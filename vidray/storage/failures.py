@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vidray.storage.redaction import redact
+
 
 class Failure(enum.Enum):
     """Why a request to a store failed."""
@@ -72,6 +74,7 @@ _LASTING_CLASSES = frozenset(
         "aiohttp.client_exceptions.RedirectClientError",
         "aiohttp.client_exceptions.TooManyRedirects",
         "botocore.exceptions.ParamValidationError",
+        "vidray.storage.redirects.RefusedRedirectError",
     }
 )
 _CLASSES = (
@@ -148,8 +151,8 @@ def retry_after_seconds(error: BaseException) -> float:
 
 
 def describe(error: BaseException) -> str:
-    """The error on one line, for messages."""
-    text = " ".join(str(error).split())
+    """The error on one line, for messages, without the secrets of URLs in it."""
+    text = redact(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

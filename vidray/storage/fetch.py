@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import stat
 from functools import partial
 from typing import Any, NoReturn
@@ -17,11 +18,13 @@ from fsspec.asyn import sync
 from vidray.errors import UsageError, VideoError
 from vidray.storage.failures import Failure, classify, describe, is_outage
 from vidray.storage.location import Location, locate, split_bucket
+from vidray.storage.redaction import is_url
 from vidray.storage.retry import CONNECT_TIMEOUT_SECONDS, SILENCE_TIMEOUT_SECONDS, Deadline, with_retries
 from vidray.storage.versions import etag_of, local_etag, unquote_etag
 from vidray.types import Limits, Status, VideoRef
 
 _CHUNK_BYTES = 1 << 20
+_QUERY = re.compile(r"\?[^\s'\"]+")
 
 
 def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
@@ -36,14 +39,14 @@ def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
     if ref.size_bytes is not None:
         _check_size(ref.size_bytes, limits)
     try:
-        place = locate(ref.uri)
+        place = locate(ref.path.decode() if ref.path and is_url(ref.uri) else ref.uri)
         deadline = Deadline(limits.fetch_deadline_seconds)
         call = partial(_read, place, ref, limits, deadline)
         data = with_retries(call, what=ref.uri, deadline=deadline, should_retry=_should_retry)
     except VideoError:
         raise
     except Exception as error:
-        raise _as_video_error(error) from error
+        raise _as_video_error(error, ref) from error
     if ref.etag is None and ref.size_bytes not in (None, len(data)):
         _raise_changed(f"listed with {ref.size_bytes} bytes, has {len(data)} now")
     return data
@@ -53,12 +56,15 @@ def _should_retry(error: BaseException) -> bool:
     return not isinstance(error, VideoError | UsageError) and is_outage(error)
 
 
-def _as_video_error(error: Exception) -> VideoError:
+def _as_video_error(error: Exception, ref: VideoRef) -> VideoError:
     failure = classify(error)
     status = _STATUSES.get(failure, Status.FETCH_FAILED) if failure else Status.FETCH_FAILED
     if isinstance(error, IsADirectoryError):
         status = Status.UNSUPPORTED
-    return VideoError(status, describe(error), failure is Failure.OUTAGE)
+    message = describe(error)
+    if ref.path and is_url(ref.uri):  # workers do not know --secret-parameters
+        message = _QUERY.sub("?...", message)
+    return VideoError(status, message, failure is Failure.OUTAGE)
 
 
 _STATUSES = {

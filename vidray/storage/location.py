@@ -18,6 +18,7 @@ import fsspec
 from fsspec.core import strip_protocol
 
 from vidray.errors import UsageError
+from vidray.storage import redirects
 from vidray.storage.failures import describe
 from vidray.storage.retry import CONNECT_TIMEOUT_SECONDS, SILENCE_TIMEOUT_SECONDS
 
@@ -62,7 +63,7 @@ class Location:
 
     @property
     def uri(self) -> str:
-        """The URI of this place, as ``locate`` takes it."""
+        """The URI of this place, as ``locate`` takes it: with what signs it, if anything does."""
         return self.uri_of(self.path)
 
     def uri_of(self, path: str) -> str:
@@ -182,7 +183,7 @@ def _settings(kind: Kind) -> dict[str, Any]:
         case "gcs":
             return {"requests_timeout": _client_timeout()}
         case "http":
-            return {"client_kwargs": {"timeout": _client_timeout()}}
+            return {"client_kwargs": {"timeout": _client_timeout(), "trace_configs": [redirects.guard()]}}
     return {}
 
 

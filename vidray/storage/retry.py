@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar
 
 from vidray.errors import RunError
 from vidray.storage.failures import Failure, classify, describe, is_outage, retry_after_seconds
+from vidray.storage.redaction import redact
 
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ def raise_run_error(error: Exception, doing: str) -> NoReturn:
     if failure is None:
         raise error
     hint = {Failure.ACCESS_DENIED: " (access denied)", Failure.OUTAGE: " (the store is away)"}.get(failure, "")
-    raise RunError(f"{doing}{hint}: {describe(error)}") from error
+    raise RunError(f"{redact(doing)}{hint}: {describe(error)}") from error
 
 
 def _tell(what: str, error: BaseException, deadline: Deadline) -> None:
@@ -152,4 +153,4 @@ def _tell(what: str, error: BaseException, deadline: Deadline) -> None:
             return
         _told_at = now
     until = datetime.datetime.now() + datetime.timedelta(seconds=deadline.remaining_seconds)
-    on_wait(f"waiting for {what}: {describe(error)}, trying again until {until:%H:%M:%S}")
+    on_wait(f"waiting for {redact(what)}: {describe(error)}, trying again until {until:%H:%M:%S}")

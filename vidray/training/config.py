@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vidray.flags import flag_name, parse_views, require, require_deadline
+from vidray.storage.redaction import public_uri
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
 from vidray.types import Aggregation, Limits, Span, ViewConfig
 
@@ -222,6 +223,9 @@ class TrainConfig:
     there are several workers."""
     wait_for_nodes: float = 0.0
     """Seconds to wait for nodes of a Ray cluster, where too few are there and no autoscaler announces more."""
+    secret_parameters: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Parameters of http URLs that sign them or hold a token, beside the usual ones of S3, GCS, Azure and CloudFront;
+    repeat the flag for several. An object is the same whatever they are, and they are stored nowhere."""
     store_deadline_seconds: float = STORE_DEADLINE_SECONDS
     """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, states."""
     max_failure_rate: float = 0.05
@@ -270,6 +274,7 @@ class TrainConfig:
     def settings(self) -> dict[str, Any]:
         """Plain values of all that decides on the result, for an output to refuse a run with others."""
         values = dataclasses.asdict(self)
+        values["source"] = tuple(map(public_uri, self.source))
         kept = {name: value for name, value in values.items() if name not in _MAY_DIFFER_ON_RESUME}
         return _as_json(kept | dataclasses.asdict(self.hyper))
 
@@ -284,7 +289,7 @@ _MAY_DIFFER_ON_RESUME = frozenset(
     {
         *("output", "config", "recipe", "workers", "micro_batch_size", "threads", "max_restarts", "decoders"),
         *("ray_address", "wait_for_nodes", "save_every_steps", "keep_states", "restart_from", "log_every_steps"),
-        *("log_to", "push_to_hub", "store_deadline_seconds"),
+        *("log_to", "push_to_hub", "store_deadline_seconds", "secret_parameters"),
         *("max_failure_rate", "limits", "compile", "gradient_checkpointing", "device", "precision", "deterministic"),
     }
 )
@@ -319,6 +324,9 @@ class EvaluateConfig:
     """Arithmetic of the model. auto: bf16 on a GPU that has it, else fp32."""
     decoders: int | None = None
     """Videos decoded at once. Default: from the CPUs."""
+    secret_parameters: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Parameters of http URLs that sign them or hold a token, beside the usual ones of S3, GCS, Azure and CloudFront;
+    repeat the flag for several. An object is the same whatever they are, and they are stored nowhere."""
     store_deadline_seconds: float = STORE_DEADLINE_SECONDS
     """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, results."""
     max_failure_rate: float = 0.05

@@ -46,7 +46,7 @@ def finish(
 
     def add_files(folder: Path) -> None:
         pq.write_table(_bad_videos(loop, spec, results, plan), folder / "bad_videos.parquet")
-        (folder / "split.parquet").write_bytes(plan.manifest.to_parquet())
+        (folder / "split.parquet").write_bytes(plan.manifest.public().to_parquet())
         if not report.draw_report(folder / "report", metrics, results, spec, metrics_rows=result.metrics_rows):
             log("no report is drawn: matplotlib is not installed (pip install matplotlib)")
 

@@ -19,6 +19,7 @@ from typing import Any
 from vidray.checkpoints.checkpoint import VIDRAY_FILE, Checkpoint, read_checkpoint
 from vidray.errors import UsageError
 from vidray.sources.labels import LabelledManifest, LabelSource, load_labelled
+from vidray.storage.redaction import public_uri
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
 
@@ -75,7 +76,7 @@ def label_source(config: TrainConfig) -> LabelSource:
 
 
 def _write_plan(store: Store, config: TrainConfig, checkpoint: Checkpoint, *, log: Callable[[str], None]) -> None:
-    log(f"listing {', '.join(config.source)}")
+    log(f"listing {', '.join(map(public_uri, config.source))}")
     data = load_labelled(label_source(config)).to_parquet()
     name = f"_train/manifest-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
     with contextlib.suppress(FileExistsError):  # the same bytes, from an attempt that was cut off here

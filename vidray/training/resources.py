@@ -54,7 +54,12 @@ def plan_resources(config: TrainConfig, cluster: Cluster) -> WorkerResources:
     share = num_cpus / config.workers
     cpus_per_worker = _CPUS_PER_WORKER_ON_GPU if on_gpu else _cpus_per_worker_on_cpu(share, node_cpus)
     decoding = plan_decoding(
-        num_cpus=num_cpus, num_workers=config.workers, cpus_per_worker=cpus_per_worker, decoders=config.decoders
+        num_cpus=num_cpus,
+        num_workers=config.workers,
+        cpus_per_worker=cpus_per_worker,
+        decoders=config.decoders,
+        # A network on CPUs leaves its half idle while it waits for data: small shares let decoders use those CPUs too.
+        cpus_per_task=1.0 if on_gpu else MIN_CPUS_PER_DECODE_TASK,
     )
     _check_fits(config.workers, (cpus_per_worker, 1.0 if on_gpu else 0.0), decoding, cluster)
     threads = _threads_beside_a_gpu(cluster) if on_gpu else max(1, int(min(share, node_cpus)))
@@ -89,15 +94,21 @@ def _check_fits(num_workers: int, worker: tuple[float, float], decoding: DecodeC
 
 
 def plan_decoding(
-    *, num_cpus: float, num_workers: int, cpus_per_worker: float, decoders: int | None = None
+    *,
+    num_cpus: float,
+    num_workers: int,
+    cpus_per_worker: float,
+    decoders: int | None = None,
+    cpus_per_task: float = 1.0,
 ) -> DecodeCpus:
     """How many decoding tasks each training worker can have beside the training itself.
 
-    A task takes one CPU, or what is left per worker where that is less, but at least half a CPU.
+    A task takes ``cpus_per_task``, or what is left per worker where that is less, but at least
+    ``MIN_CPUS_PER_DECODE_TASK``.
 
     Args:
         num_cpus: of the whole cluster, also of nodes without a GPU.
-        decoders: tasks per worker that were asked for.
+        decoders: tasks per worker that were asked for; they share what is left, and take one CPU each at most.
 
     Raises:
         UsageError: the workers take all CPUs: decoding would wait for ever, and training with it.
@@ -114,5 +125,5 @@ def plan_decoding(
         )
     share = spare / num_workers
     if decoders is None:
-        return DecodeCpus(num_parallel=max(1, int(share)), cpus_per_task=min(1.0, share))
+        return DecodeCpus(num_parallel=max(1, int(share / cpus_per_task)), cpus_per_task=min(cpus_per_task, share))
     return DecodeCpus(num_parallel=decoders, cpus_per_task=min(1.0, share / decoders))
