@@ -68,10 +68,10 @@ def preview_config(folder: Path, **values: object) -> PreviewConfig:
 def test_a_preview_shows_the_clips_that_training_begins_an_epoch_with(folder: Path) -> None:
     config = preview_config(folder, recipe="videomae", epoch=2, num_videos=3, stride=1)
     table = load_labelled(LabelSource(source=config.source, validation_share=config.validation_share)).rows_of("train")
-    shown = training_clips(table, config.training, config=config, view=VIEW)
+    shown = training_clips(table, config=config, view=VIEW)
     source = make_clip_source(
         table,
-        config.training,
+        config.train_config,
         rank=0,
         world_size=1,
         view=VIEW,

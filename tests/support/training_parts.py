@@ -144,11 +144,19 @@ def make_loop(
     num_videos: int = 22,
     bad: Sequence[int] = (),
     writer: Any = None,
+    in_float64: bool = False,
     **more: Any,
 ) -> Loop:
-    """A loop over clips in memory; its validation says how far the weights are from zero."""
+    """A loop over clips in memory; its validation says how far the weights are from zero.
+
+    Args:
+        in_float64: where two orders of summation are compared: AdamW takes a step of the learning rate even where a
+            gradient is nothing but rounding.
+    """
     ranks = ranks or Ranks()
     model, family = make_model(kind)
+    if in_float64:
+        model.double().register_forward_pre_hook(_pixels_to_float64, with_kwargs=True)
     add_drop_path(model, family, config.hyper.drop_path)
     freeze(model, family, backbone=config.freeze_backbone)
     clips = MemoryClips(num_videos=num_videos, config=config, ranks=ranks, bad=bad)
@@ -156,6 +164,10 @@ def make_loop(
         config=config, model=model, family=family, view=VIEW, clips=clips, labels=clips.labels, num_labels=NUM_LABELS
     )
     return Loop(task, ranks, validate=_validate, writer=writer or NoWriter(), **more)
+
+
+def _pixels_to_float64(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {name: value.double() for name, value in kwargs.items()}
 
 
 def _validate(model: nn.Module) -> dict[str, float]:

@@ -16,10 +16,8 @@ import torch
 
 from tests.support.poison_child import poisoned
 from tests.support.videos import make_video
-from vidray.errors import TooManyFailuresError
 from vidray.sources.labels import LabelSource, load_labelled
 from vidray.training.config import TrainConfig
-from vidray.training.data.bad_videos import BAD_VIDEOS_SCHEMA, BadVideo, bad_videos_table, check_failure_rate
 from vidray.training.data.batch import Batch
 from vidray.training.data.clip_source import ClipSource, make_clip_source
 from vidray.training.data.clips import ClipJob, ClipSpec, ClipWorker, MadeClip
@@ -266,20 +264,6 @@ def test_a_batch_without_any_good_video_is_black_and_counts_nothing(
     assert batch.weights.tolist() == [0, 0, 0, 0]
     assert not batch.pixels.any()
     assert batch.labels.tolist() == [row % 2 for row in batch.rows.tolist()]
-
-
-def test_bad_videos_are_listed_and_fail_the_run_above_a_rate(table: pa.Table) -> None:
-    bad_videos = {9: BadVideo(status="corrupt", message="damaged"), 2: BadVideo(status="not_found", message="")}
-    listed = bad_videos_table(table, bad_videos)
-    assert listed.schema == BAD_VIDEOS_SCHEMA
-    assert [(row["uri"][-6:], *list(row.values())[1:]) for row in listed.to_pylist()] == [
-        ("02.mp4", "a", "train", "not_found", ""),
-        ("09.mp4", "b", "train", "corrupt", "damaged"),
-    ]
-    assert bad_videos_table(table, {}).schema == BAD_VIDEOS_SCHEMA
-    check_failure_rate(bad_videos, num_videos=40, max_rate=0.05)
-    with pytest.raises(TooManyFailuresError, match=r"2 of 39 training videos are bad \(1 corrupt, 1 not_found\)"):
-        check_failure_rate(bad_videos, num_videos=39, max_rate=0.05)
 
 
 def test_prefetching_changes_nothing_but_when_clips_are_made(

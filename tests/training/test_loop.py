@@ -59,12 +59,12 @@ def test_it_learns():
 
 def test_two_workers_have_the_losses_of_one_with_an_uneven_last_batch_and_a_bad_video(tmp_path):
     """22 videos in batches of 8: the last has 6, so that one rank gets 4 and the other 2."""
-    options = {"config": {"global_batch_size": 8}, "bad": [5]}
+    options = {"config": {"global_batch_size": 8}, "bad": [5], "in_float64": True}
     two = run_workers(2, tmp_path / "two", options)
-    one = make_loop(make_config(global_batch_size=8), bad=[5])
+    one = make_loop(make_config(global_batch_size=8), bad=[5], in_float64=True)
     one.run()
     assert losses(two[0]["metrics_rows"]) == losses(two[1]["metrics_rows"])
-    assert losses(two[0]["metrics_rows"]) == pytest.approx(losses(one.metrics_rows), rel=1e-4)
+    assert losses(two[0]["metrics_rows"]) == pytest.approx(losses(one.metrics_rows), rel=1e-6)
     assert two[0]["bad_videos"] == two[1]["bad_videos"] == {"5": "corrupt"}
     assert [row["num_clips"] for row in one.metrics_rows if row["kind"] == "train"] == [
         row["num_clips"] for row in two[0]["metrics_rows"] if row["kind"] == "train"
@@ -72,10 +72,10 @@ def test_two_workers_have_the_losses_of_one_with_an_uneven_last_batch_and_a_bad_
 
 
 def test_gradient_accumulation_does_not_change_the_losses():
-    whole, parts = (make_loop(make_config(micro_batch_size=size)) for size in (None, 3))
+    whole, parts = (make_loop(make_config(micro_batch_size=size), in_float64=True) for size in (None, 3))
     whole.run()
     parts.run()
-    assert losses(parts.metrics_rows) == pytest.approx(losses(whole.metrics_rows), rel=1e-4)
+    assert losses(parts.metrics_rows) == pytest.approx(losses(whole.metrics_rows), rel=1e-6)
 
 
 def test_a_bad_video_weighs_nothing():
@@ -289,8 +289,8 @@ def test_bf16_checkpointing_class_weights_and_ema_run_and_learn():
 
 
 def test_gradient_checkpointing_changes_no_loss():
-    plain, checkpointed = (make_loop(make_config()) for _ in range(2))
+    plain, checkpointed = (make_loop(make_config(), in_float64=True) for _ in range(2))
     checkpointed.task.model.gradient_checkpointing_enable({"use_reentrant": False})
     for loop in (plain, checkpointed):
         loop.run()
-    assert losses(checkpointed.metrics_rows) == losses(plain.metrics_rows)
+    assert losses(checkpointed.metrics_rows) == pytest.approx(losses(plain.metrics_rows), rel=1e-6)

@@ -55,11 +55,11 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy(confidence
 
 def test_the_confusion_matrix_counts_every_pair():
     rng = np.random.default_rng(0)
-    said, labels = rng.integers(0, 4, size=(2, 100))
-    counts = confusion_matrix(said, labels, num_labels=4)
-    for right in range(4):
+    predicted, labels = rng.integers(0, 4, size=(2, 100))
+    counts = confusion_matrix(predicted, labels, num_labels=4)
+    for actual in range(4):
         for guess in range(4):
-            assert counts[right, guess] == ((labels == right) & (said == guess)).sum()
+            assert counts[actual, guess] == ((labels == actual) & (predicted == guess)).sum()
 
 
 def test_a_certain_mistake_is_expensive_but_finite():
@@ -67,6 +67,6 @@ def test_a_certain_mistake_is_expensive_but_finite():
     assert 80 < found["nll"] < 100
 
 
-def test_nothing_to_judge_is_refused():
+def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="above 0"):
         classification_metrics(np.zeros((0, 2)), np.zeros(0, int), names=("a", "b"))

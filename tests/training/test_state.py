@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 
 from vidray.errors import RunError, UsageError
 from vidray.storage.store import Store
-from vidray.training.loop.background import BackgroundThread
 from vidray.training.loop.state import DamagedStateError, State, StateStore, step_name
 
 
@@ -124,23 +122,3 @@ def test_a_step_that_is_committed_stays_as_it_is(store):
 def test_loading_what_is_not_there_is_damage_not_a_crash(store):
     with pytest.raises(DamagedStateError):
         StateStore(store).load(5)
-
-
-def test_the_background_keeps_the_order_and_reports_a_failure():
-    order: list[int] = []
-    gate = threading.Event()
-    background = BackgroundThread()
-    background.submit(lambda: (gate.wait(10), order.append(1)))
-    background.submit(lambda: order.append(2))
-    assert order == []
-    gate.set()
-    background.finish()
-    assert order == [1, 2]
-
-    def fail() -> None:
-        raise OSError("no space")
-
-    background.submit(fail)
-    with pytest.raises(RunError, match="no space"):
-        background.finish()
-    background.close()

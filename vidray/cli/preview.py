@@ -98,10 +98,10 @@ class PreviewConfig:
             raise UsageError(f"--output: got {self.output!r}, allowed are names that end in .png or .gif")
         if self.num_videos < 1 or self.epoch < 0:
             raise UsageError(f"--num-videos and --epoch: got {self.num_videos}, {self.epoch}; allowed from 1, from 0")
-        _ = self.training
+        _ = self.train_config
 
     @property
-    def training(self) -> TrainConfig:
+    def train_config(self) -> TrainConfig:
         """The same settings, as training takes them."""
         shared = {item.name for item in dataclasses.fields(TrainConfig)} & {f.name for f in dataclasses.fields(self)}
         return TrainConfig(**{name: getattr(self, name) for name in shared})
@@ -122,8 +122,7 @@ def run_preview(config: PreviewConfig) -> str:
     Raises:
         UsageError: the source, the model or the output will not do.
     """
-    training = config.training
-    view = training.view(read_checkpoint(config.model, require_head=False).view)
+    view = config.train_config.view(read_checkpoint(config.model, require_head=False).view)
     view = dataclasses.replace(view, num_clips=1, num_crops=1)
     manifest = load_labelled(
         LabelSource(
@@ -136,7 +135,7 @@ def run_preview(config: PreviewConfig) -> str:
         )
     )
     make = training_clips if config.augmented else validation_clips
-    clips = make(manifest.rows_of("train" if config.augmented else "val"), training, config=config, view=view)
+    clips = make(manifest.rows_of("train" if config.augmented else "val"), config=config, view=view)
     is_animation = config.output.lower().endswith(".gif")
     data = animation(clips, view=view) if is_animation else contact_sheet(clips, view=view)
     _write(config.output, data)
@@ -152,7 +151,7 @@ def _write(output: str, data: bytes) -> None:
     store.create(name, data)
 
 
-def training_clips(table: pa.Table, training: TrainConfig, *, config: PreviewConfig, view: ViewConfig) -> list[Shown]:
+def training_clips(table: pa.Table, *, config: PreviewConfig, view: ViewConfig) -> list[Shown]:
     """The first clips of an epoch, as training makes them."""
     labels = table["label_id"].to_numpy()
     order = epoch_order(labels, seed=config.seed, epoch=config.epoch, balanced=config.balanced_sampling)
@@ -161,7 +160,7 @@ def training_clips(table: pa.Table, training: TrainConfig, *, config: PreviewCon
         seed = clip_seed(seed=config.seed, epoch=config.epoch, row=row, occurrence=occurrence)
         jobs.append(job_of(table, row, seed=seed))
         captions.append(_caption(table.slice(row, 1).to_pylist()[0]))
-    crop, augment = crop_config(training, view), augment_config(training, view)
+    crop, augment = crop_config(config.train_config, view), augment_config(config.train_config, view)
     with ClipWorker(ClipSpec(view=view, crop=crop, augment=augment, limits=config.limits)) as worker:
         made = worker.make(jobs)
     return [
@@ -170,7 +169,7 @@ def training_clips(table: pa.Table, training: TrainConfig, *, config: PreviewCon
     ]
 
 
-def validation_clips(table: pa.Table, training: TrainConfig, *, config: PreviewConfig, view: ViewConfig) -> list[Shown]:
+def validation_clips(table: pa.Table, *, config: PreviewConfig, view: ViewConfig) -> list[Shown]:
     """Clips of the validation part, spread over it, as validation sees them."""
     rows = np.unique(np.linspace(0, table.num_rows - 1, config.num_videos).round().astype(int))
     with Sandbox(view=view, limits=config.limits) as sandbox:

@@ -50,7 +50,9 @@ class TrainingResult:
     """The lines of metrics.jsonl."""
     base_model: str
     best_epoch: int | None = None
+    """From 1: the epoch after which the weights were validated best."""
     num_bad_videos: int = 0
+    """Training videos that could not be used."""
 
 
 def publish(

@@ -21,7 +21,7 @@ class Trackers:
 
     def __init__(self, config: TrainConfig) -> None:
         check_trackers(config)
-        self._runs = [_START[name](config) for name in config.log_to]
+        self._runs = [_RUN_CLASSES[name](config) for name in config.log_to]
 
     def log(self, row: dict[str, Any]) -> None:
         """One line of metrics."""
@@ -67,4 +67,4 @@ class _Mlflow:
         self._client.end_run()
 
 
-_START: dict[str, Any] = {"wandb": _Wandb, "mlflow": _Mlflow}
+_RUN_CLASSES: dict[str, Any] = {"wandb": _Wandb, "mlflow": _Mlflow}
