@@ -1,8 +1,8 @@
 """Whether two ways of computing in floating point give the same result, on any processor.
 
 Processors add in different orders, so their sums differ in the last bits. The error grows with the numbers that are
-added. It is therefore measured relative to the largest value that is compared: an absolute bound, chosen on one machine,
-need not hold on the next.
+added. It is therefore measured relative to the largest value that is compared: an absolute bound that holds on one
+machine need not hold on the next.
 """
 
 from __future__ import annotations
