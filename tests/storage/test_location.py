@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from tests.support.stores import STRANGE_NAMES
@@ -17,7 +15,10 @@ class TestLocate:
             locate("gopher://x")
 
     def test_a_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "gcsfs", None)
+        def lacks_it(*_: object, **__: object) -> None:
+            raise ImportError("Please install gcsfs")
+
+        monkeypatch.setattr("fsspec.filesystem", lacks_it)  # it may be installed here, and loaded already
         monkeypatch.setattr("vidray.storage.location._instances", {})
         with pytest.raises(UsageError, match=r"pip install 'vidray\[gcs\]'"):
             locate("gs://bucket/x")
