@@ -199,7 +199,7 @@ def test_poisonous_videos_are_tombstones_and_all_others_are_scored(tmp_path, mod
     faults = {3: "segfault", 17: "hang", 29: "memory"}
     for number, fault in faults.items():
         Path(uris[number]).write_bytes(poisoned(Path(uris[number]).read_bytes(), fault))
-    limits = Limits(decode_timeout_seconds=4, decode_memory_bytes=512 * 1024**2)
+    limits = Limits(decode_timeout_seconds=10, decode_memory_bytes=512 * 1024**2)
     (summary,) = score(videos, model, output, make_stages=poison_stages, limits=limits, runner=runner)
     rows = runs.assert_each_once(output, uris)
     got = {number: rows[number]["status"] for number in faults}
