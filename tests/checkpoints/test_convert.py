@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_movinet_convert import build, save_port
 from torch import Tensor
 
+from tests.models.test_movinet_convert import build, save_port
+from tests.support.closeness import FLOAT32_ROUNDING, assert_same
 from vidray.checkpoints.checkpoint import read_checkpoint
 from vidray.checkpoints.convert import ConvertPyTorchVideo, convert, movinet_view, read_labels
 from vidray.cli.main import main
@@ -78,7 +79,7 @@ def test_converted_folder_scores_as_the_original_network(
     got = Predictor(checkpoint).predict([views])[0].logits
     assert got is not None
     assert expected.std() > 1e-3
-    torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-4, atol=1e-4)
+    assert_same(got, expected, relative=FLOAT32_ROUNDING)
 
 
 def test_without_vidray_json_the_folder_has_the_same_geometry(source: Path, tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_movinet_of_the_community_becomes_a_folder_that_scores(tmp_path: Path) -
     with torch.inference_mode():
         expected = model(torch.from_numpy(views).permute(0, 1, 4, 2, 3) / 255).logits
     assert got is not None
-    torch.testing.assert_close(torch.from_numpy(got), expected, rtol=1e-4, atol=1e-4)
+    assert_same(got, expected, relative=FLOAT32_ROUNDING)
 
 
 def test_movinet_that_is_not_what_was_asked_for_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def test_an_animation_shows_all_clips_as_long_as_they_last() -> None:
     for time in range(4):
         picture.seek(time)
         levels.append(int(np.asarray(picture.convert("RGB"))[30, 20].mean()))
-    np.testing.assert_allclose(levels, [0, 60, 120, 180], atol=3)
+    np.testing.assert_allclose(levels, [0, 60, 120, 180], atol=3)  # a GIF has a palette of 256 colours
 
 
 def preview_config(folder: Path, **values: object) -> PreviewConfig:

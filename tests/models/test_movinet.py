@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForVideoClassification
 
+from tests.support.closeness import FLOAT64_ROUNDING, assert_differs, assert_same
 from vidray.models.movinet.configuration import MoViNetConfig
 from vidray.models.movinet.layers import Skip, position_encoding, same_padding
 from vidray.models.movinet.modeling import MoViNetForVideoClassification
 from vidray.models.movinet.state import StreamState
 from vidray.models.movinet.variants import VARIANTS, LayerSpec, parse_blocks
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY_BLOCKS = "8:24d 16b|16:32c 40c|24:48b 40d"
 """Every way around a layer, kernels of 1, 3 and 5 frames, and odd sizes on the way down."""
-STREAM_TOLERANCE = 1e-4
 PUBLISHED_COUNTS = {  # base: all values, trainable ones; stream: all values
     "a0": (3_126_071, 3_111_799, 3_765_983),
     "a1": (4_717_912, 4_690_296, 6_481_560),
@@ -30,15 +31,6 @@ PUBLISHED_COUNTS = {  # base: all values, trainable ones; stream: all values
     "a4": (11_422_727, 11_349_463, 18_228_326),
     "a5": (18_763_355, 18_650_523, 31_636_734),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """These networks are so small that threads only wait for each other: 30 times as long on two busy cores."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def build(*, stream: bool, seed: int = 0, num_labels: int = 5, **options) -> MoViNetForVideoClassification:
@@ -68,6 +60,11 @@ def awaken(model: MoViNetForVideoClassification) -> MoViNetForVideoClassificatio
     return model.eval()
 
 
+def random_frames(*shape: int) -> Tensor:
+    """In float64: between two ways to the same logits no mistake hides below its rounding, on any processor."""
+    return torch.rand(shape, dtype=torch.float64)
+
+
 def stream_in_chunks(model, frames: Tensor, chunks: list[int], *, forget=lambda state: state) -> Tensor:
     """Logits after the last chunk; ``forget`` is applied to each state on its way."""
     assert sum(chunks) == frames.shape[1]
@@ -75,10 +72,6 @@ def stream_in_chunks(model, frames: Tensor, chunks: list[int], *, forget=lambda 
     for chunk in frames.split(chunks, dim=1):
         logits, state = model.forward_stream(chunk, state if state is None else forget(state))
     return logits
-
-
-def largest_difference(a: Tensor, b: Tensor) -> float:
-    return (a - b).abs().max().item()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -110,13 +103,13 @@ def test_skip_averages_the_pixels_that_exist(height, width):
             expected[row, column] = image[max(top, 0) : top + 3, max(left, 0) : left + 3].mean()
     spec = LayerSpec(in_channels=1, expand_channels=8, out_channels=1, kernel_frames=1, kernel_pixels=3, stride=2)
     pooled = Skip(spec)._pool(torch.from_numpy(image)[None, None, None])
-    np.testing.assert_allclose(pooled[0, 0, 0].numpy(), expected, atol=1e-12)
+    assert_same(pooled[0, 0, 0], expected, relative=FLOAT64_ROUNDING)
 
 
 def test_position_encoding_is_sines_then_cosines_of_the_frame_number():
     encoding = position_encoding(torch.tensor([[0, 7]]), channels=4, dtype=torch.float64)
     expected = [[0, 0, 1, 1], [np.sin(7), np.sin(7 / 100), np.cos(7), np.cos(7 / 100)]]
-    np.testing.assert_allclose(encoding[0].numpy(), expected, atol=1e-12)
+    assert_same(encoding[0], expected, relative=FLOAT64_ROUNDING)
 
 
 def test_block_notation_gives_the_layers_it_describes():
@@ -175,11 +168,11 @@ def test_base_network_refuses_to_stream():
     ids=["a0", "tiny with position encoding"],
 )
 def test_one_shot_equals_frame_by_frame_equals_uneven_chunks(options, shape):
-    model, frames = awaken(build(stream=True, **options)), torch.rand(shape)
+    model, frames = awaken(build(stream=True, **options)).double(), random_frames(*shape)
     with torch.no_grad():
         one_shot = model(frames).logits
         for chunks in ([11], [1] * 11, [1, 5, 2, 3], [4, 6, 1]):
-            assert largest_difference(stream_in_chunks(model, frames, chunks), one_shot) < STREAM_TOLERANCE, chunks
+            assert_same(stream_in_chunks(model, frames, chunks), one_shot, relative=FLOAT64_ROUNDING)
 
 
 def zero(tensor: Tensor | None) -> Tensor | None:
@@ -206,50 +199,56 @@ def without_count(state: StreamState) -> StreamState:
 
 @pytest.mark.parametrize("forget", [without_buffers, without_sums, without_head_sum, without_count])
 def test_every_part_of_the_state_is_needed(forget):
-    model = awaken(tiny(stream=True, position_encoding=True))
-    frames = torch.rand(2, 11, 3, 40, 40)
+    model = awaken(tiny(stream=True, position_encoding=True)).double()
+    frames = random_frames(2, 11, 3, 40, 40)
     with torch.no_grad():
         one_shot = model(frames).logits
         forgetful = stream_in_chunks(model, frames, [1, 5, 2, 3], forget=forget)
-    assert largest_difference(forgetful, one_shot) > 100 * STREAM_TOLERANCE
+    assert_differs(forgetful, one_shot, relative=FLOAT64_ROUNDING, factor=1e8)
 
 
 def test_videos_at_different_frames_share_a_batch():
-    model = awaken(tiny(stream=True, position_encoding=True))
-    first, second = torch.rand(1, 9, 3, 40, 40), torch.rand(1, 6, 3, 40, 40)
+    model = awaken(tiny(stream=True, position_encoding=True)).double()
+    first, second = random_frames(1, 9, 3, 40, 40), random_frames(1, 6, 3, 40, 40)
     with torch.no_grad():
         _, ahead = model.forward_stream(first[:, :5])
         _, behind = model.forward_stream(second[:, :2])
         logits, state = model.forward_stream(torch.cat([first[:, 5:], second[:, 2:]]), StreamState.cat([ahead, behind]))
         alone = torch.cat([model(first).logits, model(second).logits])
-    assert largest_difference(logits, alone) < STREAM_TOLERANCE
+    assert_same(logits, alone, relative=FLOAT64_ROUNDING)
+    assert_differs(alone[0], alone[1], relative=FLOAT64_ROUNDING, factor=1e8)
     assert [part.num_frames.tolist() for part in state.split()] == [[9], [6]]
 
 
 def test_reset_makes_room_for_another_video():
-    model = awaken(tiny(stream=True, position_encoding=True))
-    before, after = torch.rand(2, 4, 3, 40, 40), torch.rand(2, 5, 3, 40, 40)
+    model = awaken(tiny(stream=True, position_encoding=True)).double()
+    before, after = random_frames(2, 4, 3, 40, 40), random_frames(2, 5, 3, 40, 40)
     with torch.no_grad():
         _, state = model.forward_stream(before)
         logits, _ = model.forward_stream(after, state.reset(torch.tensor([False, True])))
         anew, _ = model.forward_stream(after, state.reset())
         expected = torch.cat([model(torch.cat([before[:1], after[:1]], 1)).logits, model(after[1:]).logits])
-        assert largest_difference(logits, expected) < STREAM_TOLERANCE
-        assert largest_difference(anew, model(after).logits) < STREAM_TOLERANCE
+        without_reset, _ = model.forward_stream(after, state)
+        assert_same(logits, expected, relative=FLOAT64_ROUNDING)
+        assert_same(anew, model(after).logits, relative=FLOAT64_ROUNDING)
+        assert_differs(without_reset, anew, relative=FLOAT64_ROUNDING, factor=1e8)
     with pytest.raises(ValueError, match=r"must be \(2,\) bool"):
         state.reset(torch.tensor([1, 0]))
 
 
 def test_state_goes_through_a_file(tmp_path: Path):
-    model = awaken(tiny(stream=True))
-    frames = torch.rand(2, 8, 3, 40, 40)
+    model = awaken(tiny(stream=True)).double()
+    frames = random_frames(2, 8, 3, 40, 40)
     with torch.no_grad():
         _, state = model.forward_stream(frames[:, :3])
         save_file(state.map(torch.Tensor.contiguous).to_tensors(), tmp_path / "state.safetensors")
         loaded = StreamState.from_tensors(load_file(tmp_path / "state.safetensors"))
         expected, _ = model.forward_stream(frames[:, 3:], state)
         logits, _ = model.forward_stream(frames[:, 3:], loaded)
-    assert torch.equal(logits, expected)
+    saved, read = state.to_tensors(), loaded.to_tensors()
+    assert all(torch.equal(read.pop(name), tensor) for name, tensor in saved.items())
+    assert read == {}
+    assert_same(logits, expected, relative=FLOAT64_ROUNDING)
 
 
 def test_tensors_that_are_no_state_are_named():
@@ -328,10 +327,10 @@ def moving_squares(generator: torch.Generator, num_videos: int) -> tuple[Tensor,
 @pytest.mark.parametrize("stream", [False, True])
 def test_learns_which_way_things_move(stream):
     model = tiny(stream=stream, num_labels=2, dropout_rate=0.0).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     generator = torch.Generator().manual_seed(0)
     losses = []
-    for _ in range(60):
+    for _ in range(40):
         frames, labels = moving_squares(generator, 16)
         loss = model(frames, labels=labels).loss
         optimizer.zero_grad()
@@ -339,7 +338,7 @@ def test_learns_which_way_things_move(stream):
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] > 0.5
-    assert sum(losses[-5:]) / 5 < 0.2
+    assert sum(losses[-5:]) / 5 < 0.2  # it is below 0.001, also where all weights begin 1e-5 off
 
 
 def test_drop_path_skips_layers_in_training_only():
@@ -353,20 +352,15 @@ def test_drop_path_skips_layers_in_training_only():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_saved_and_loaded_gives_identical_logits(stream, tmp_path: Path):
+def test_saved_and_loaded_is_the_same_network(stream, tmp_path: Path):
     model = awaken(tiny(stream=stream, position_encoding=stream))
     model.save_pretrained(tmp_path)
     loaded, state = AutoModelForVideoClassification.from_pretrained(tmp_path), model.state_dict()
     assert not loaded.training
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
-    frames = torch.rand(1, 4, 3, 40, 40)
+    frames = random_frames(1, 4, 3, 40, 40)
     with torch.no_grad():
-        logits = model(frames).logits
-        assert largest_difference(loaded(frames).logits, logits) < 1e-6
-        # Loaded weights lie unaligned in the mapped file, and CPU kernels round them differently; copies they do not.
-        for parameter in loaded.parameters():
-            parameter.data = parameter.data.clone()
-        assert torch.equal(loaded(frames).logits, logits)
+        assert_same(loaded.double()(frames).logits, model.double()(frames).logits, relative=FLOAT64_ROUNDING)
 
 
 def test_config_keeps_a_value_that_is_another_variants_default(tmp_path: Path):

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional
 
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
+from tests.support.closeness import FLOAT32_ROUNDING, assert_same
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 
@@ -120,19 +121,20 @@ UCF = [
 def test_scores_are_close_to_transformers_on_pytorchvideo_frames_resized_by_torchvision(
     rows, sample_videos, model, name
 ):
+    """Another filter makes other pixels: up to 0.013 in the scores. Another processor's filters add 0.0002."""
     frames = resized_by_torchvision(reference_frames(sample_videos / "ucf101" / name))
     expected = transformers_scores(model, frames)
     assert np.abs(our_scores(rows[name], model) - expected).max() < 0.02
 
 
 @pytest.mark.parametrize("name", UCF)
-def test_scores_equal_transformers_to_1e_4_on_pytorchvideo_frames_resized_alike(rows, sample_videos, model, name):
+def test_scores_are_those_of_transformers_on_pytorchvideo_frames_resized_alike(rows, sample_videos, model, name):
     """The frames that PyTorchVideo chose, resized by our filter, scored by Transformers alone."""
     path = sample_videos / "ucf101" / name
     chosen = chosen_frame_numbers(path)
     frames = torch.from_numpy(resized_by_our_filter(path, chosen)).permute(0, 3, 1, 2)
     expected = transformers_scores(model, frames)
-    assert np.abs(our_scores(rows[name], model) - expected).max() < 1e-4
+    assert_same(our_scores(rows[name], model), expected, relative=FLOAT32_ROUNDING)
 
 
 def chosen_frame_numbers(path: Path) -> list[int]:
