@@ -195,7 +195,7 @@ def block(entries: list[tuple[bytes, bytes]]) -> bytes:
 
 def write_bundle(prefix: Path, tensors: dict[str, np.ndarray], *, entries_per_block: int = 100) -> None:
     """A TensorFlow checkpoint, with an index of several blocks."""
-    data, entries = b"", [(b"", field(1, 1))]
+    data, entries = bytearray(), [(b"", field(1, 1))]
     for name, value in sorted(tensors.items()):
         code = {"float32": 1, "int64": 9}[value.dtype.name]
         shape = b"".join(field(2, field(1, size)) for size in value.shape)
