@@ -30,7 +30,7 @@ ORDER = {
         *("packet_index", "frame_selector", "frame_converters", "decoder", "views"),
     ],
     "sources": ["listing", "listing_s3", "patterns", "manifest_file", "manifest", "splits", "label_sources", "labels"],
-    "sandbox": ["protocol", "process", "child", "sandbox"],
+    "sandbox": ["landlock", "seccomp", "confinement", "protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "convert"],
     "scoring": [
         *("config", "output", "history", "plan", "collector", "progress", "timing", "summary"),

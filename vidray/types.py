@@ -243,7 +243,7 @@ class ViewConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one video may cost before it is given up as a row with a status."""
+    """What one video may cost before it is given up as a row with a status, and how closed its decoder must be."""
 
     max_object_bytes: int = 4 * 1024**3
     """Largest object that is fetched, in bytes."""
@@ -257,11 +257,14 @@ class Limits:
     """Wall-clock seconds for decoding one video (or one chunk, with --streaming), after which its decoder is killed."""
     decode_memory_bytes: int = 3 * 1024**3
     """Address space that the decoder process may use beyond what it has at its start."""
+    require_sandbox: bool = False
+    """Refuse to decode on machines whose kernel does not close files, network and processes to the decoder
+    (docs/security.md)."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and value <= 0:
+            if value is not None and not isinstance(value, bool) and value <= 0:
                 raise ValueError(f"{field.name} must be positive, got {value}")
 
 
