@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from tests.support.runs import wait_until
-from vidray.errors import VideoError
+from tests.support.videos import make_video
+from vidray.errors import RunError, VideoError
 from vidray.scoring import stages
 from vidray.scoring.buffers import BufferPool
 from vidray.scoring.output import ROW
@@ -57,6 +60,11 @@ def plan(num_rows: int) -> pa.Table:
     return pa.Table.from_pylist(rows, PLAN_SCHEMA)
 
 
+def plan_of(*paths: Path) -> pa.Table:
+    rows = [{ROW: number, "uri": str(path), "attempts": 1} for number, path in enumerate(paths)]
+    return pa.Table.from_pylist(rows, PLAN_SCHEMA)
+
+
 def test_a_block_that_waits_for_the_decoder_holds_half_a_window_of_objects(monkeypatch):
     asked: list[str] = []
 
@@ -75,6 +83,30 @@ def test_a_block_that_waits_for_the_decoder_holds_half_a_window_of_objects(monke
         assert call.result(60)["status"].to_pylist() == ["not_found"] * 20
     assert len(asked) == 20
     stage._sandbox.close()
+
+
+def test_a_row_says_how_closed_its_decoder_was(tmp_path):
+    (tmp_path / "good.mp4").write_bytes(make_video())
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    rows = [
+        {ROW: number, "uri": f"{tmp_path}/{name}.mp4", "attempts": 1}
+        for number, name in enumerate(["gone", "bad", "good"])
+    ]
+    stage = stages.DecodeStage(view=VIEW, limits=Limits())
+    decoded = stage(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+    stage._sandbox.close()
+    assert [row["status"] for row in decoded] == ["not_found", "unsupported", "ok"]
+    text = str(stage._sandbox.confinement)
+    assert [row["sandbox"] for row in decoded] == [None, text, text]
+    assert "closed by the kernel" in text
+
+
+def test_a_machine_that_is_not_as_closed_as_required_ends_the_stage(tmp_path):
+    (tmp_path / "good.mp4").write_bytes(make_video())
+    limits, child = Limits(require_sandbox=True), "tests.support.unfiltered_poison_child"
+    stage = stages.DecodeStage(view=VIEW, limits=limits, child_module=child)
+    with pytest.raises(RunError, match=r"--require-sandbox: .* seccomp is not in force"):
+        stage(plan_of(tmp_path / "good.mp4"))
 
 
 def test_a_block_of_failures_does_not_take_the_time_of_the_one_beside_it():

@@ -34,6 +34,7 @@ def make_summary(
         "num_failed": num_failed,
         "failed_by_status": dict(by_status.most_common()),
         "resumed": plan.is_resumed,
+        "sandbox": sorted(times.sandboxes),
         "this_process": _timing(times, fetch_threads=fetch_threads),
     }
 
@@ -79,6 +80,7 @@ def format_summary(summary: dict[str, Any]) -> str:
             f"  {stage:<8} {seconds:9.1f} s  {timing['stage_share'].get(stage, 0.0):4.0%} of the work, "
             f"workers {timing['stage_busy'][stage]:.0%} busy"
         )
+    lines += [f"  sandbox: {text}" for text in summary["sandbox"]]
     if timing["held_back_by"]:
         lines.append(f"  held back by: {_HINTS[timing['held_back_by']]}")
     return "\n".join(lines)
