@@ -36,7 +36,7 @@ ORDER = {
         *("patterns", "task_pool", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),
         *("manifest_file", "manifest", "splits", "label_sources", "labels"),
     ],
-    "sandbox": ["protocol", "process", "child", "sandbox"],
+    "sandbox": ["landlock", "seccomp", "confinement", "protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "convert"],
     "scoring": [
         *("config", "output", "history", "accounting", "plan", "collector", "progress", "timing", "summary", "verdict"),

@@ -244,7 +244,7 @@ class ViewConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one video may cost before it is given up as a row with a status."""
+    """What one video may cost before it is given up as a row with a status, and how closed its decoder must be."""
 
     max_object_bytes: int = 4 * 1024**3
     """Largest object that is fetched, in bytes."""
@@ -261,11 +261,14 @@ class Limits:
     fetch_deadline_seconds: float = 600.0
     """How long one video's object is waited for while its store is away or silent. Time in which bytes flow does not
     count."""
+    require_sandbox: bool = False
+    """Refuse to decode on machines whose kernel does not close files, network and processes to the decoder
+    (docs/security.md)."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and value <= 0:
+            if value is not None and not isinstance(value, bool) and value <= 0:
                 raise ValueError(f"{field.name} must be positive, got {value}")
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidray.sandbox.confinement import Confinement
 from vidray.sandbox.protocol import (
     MAX_MESSAGE_BYTES,
     REPLY_BYTES,
@@ -13,9 +14,11 @@ from vidray.sandbox.protocol import (
     Request,
     WireError,
     pack_config,
+    pack_ready,
     pack_reply,
     pack_request,
     unpack_config,
+    unpack_ready,
     unpack_reply,
     unpack_request,
 )
@@ -53,6 +56,38 @@ def test_request_survives_the_way_to_the_child() -> None:
 )
 def test_reply_survives_the_way_back(reply: Reply) -> None:
     assert unpack_reply(pack_reply(reply), request_id=3) == reply
+
+
+@pytest.mark.parametrize(
+    "confinement",
+    [
+        Confinement(landlock_version=7),
+        Confinement(landlock_version=0, landlock_error=38, filter_error=4095, has_network_namespace=True),
+        Confinement(landlock_version=255, filter_error=1, has_fixed_limits=False),
+    ],
+)
+def test_ready_survives_the_way_back(confinement: Confinement) -> None:
+    assert unpack_ready(pack_ready(confinement)) == confinement
+
+
+READY = pack_ready(Confinement(landlock_version=7))
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (b"", "10 bytes, got 0"),
+        (READY + b"\0", "10 bytes, got 11"),
+        (b"vrA1" + READY[4:], "starts with b'vrC1', got b'vrA1'"),
+        (READY[:4] + b"\0" + READY[5:], "a version or an error: 0, 0"),
+        (READY[:5] + b"\1\0" + READY[7:], "a version or an error: 7, 1"),
+        (READY[:7] + b"\0\x10" + READY[9:], "numbered 0 to 4095, got 4096"),
+        (READY[:9] + b"\4", "flags are 0 to 3, got 4"),
+    ],
+)
+def test_a_wrong_ready_is_refused(message: bytes, error: str) -> None:
+    with pytest.raises(WireError, match=error):
+        unpack_ready(message)
 
 
 def test_seconds_are_the_parents_to_measure() -> None:

@@ -50,6 +50,11 @@ def test_every_value_of_a_config_file_goes_through_the_flags(tmp_path):
     assert (config.limits.max_pixels, config.retry_failed, config.compile, config.top_k) == (100, True, False, 3)
 
 
+def test_a_closed_sandbox_may_be_required():
+    assert not parse(ScoreConfig, REQUIRED, prog="vidray score").limits.require_sandbox
+    assert parse(ScoreConfig, [*REQUIRED, "--require-sandbox"], prog="vidray score").limits.require_sandbox
+
+
 def test_what_is_typed_wins_over_the_file():
     assert config_file_arguments({"views": "5x3", "compile": True}, given={"--views", "--no-compile"}) == []
 

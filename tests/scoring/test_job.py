@@ -116,6 +116,8 @@ def test_the_summary_accounts_for_every_listed_object_and_for_the_time(tmp_path,
     assert summary["num_listed"] == 14
     # The three videos of the first night were written anew, so they have other etags.
     assert summary["num_already_done"] + summary["num_scored"] + summary["num_failed"] == 14
+    assert len(summary["sandbox"]) == 1, "one machine"
+    assert "closed by the kernel" in summary["sandbox"][0]
     timing = summary["this_process"]
     assert timing["num_videos"] == summary["num_scored"] + summary["num_failed"]
     assert set(timing["stage_seconds"]) == {"fetch", "decode", "predict"}

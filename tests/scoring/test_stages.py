@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from tests.support.runs import wait_until
-from vidray.errors import VideoError
+from tests.support.videos import make_video
+from vidray.errors import RunError, VideoError
 from vidray.scoring import stages
 from vidray.scoring.output import ROW
 from vidray.scoring.plan import PLAN_SCHEMA
@@ -54,6 +56,11 @@ def test_time_in_which_nobody_is_inside_is_not_busy():
 def plan(num_rows: int) -> pa.Table:
     """Plan rows of objects that are not there."""
     rows = [{ROW: number, "uri": f"/none/{number}", "size_bytes": 1, "attempts": 1} for number in range(num_rows)]
+    return pa.Table.from_pylist(rows, PLAN_SCHEMA)
+
+
+def plan_of(*paths: Path) -> pa.Table:
+    rows = [{ROW: number, "uri": str(path), "attempts": 1} for number, path in enumerate(paths)]
     return pa.Table.from_pylist(rows, PLAN_SCHEMA)
 
 
@@ -107,6 +114,30 @@ def test_objects_that_wait_for_a_decoder_take_a_bounded_memory_and_the_largest_w
     # One more than waits: it is being decoded while its place is taken.
     assert expected <= most[0] <= expected + 1
     stage._sandbox.close()
+
+
+def test_a_row_says_how_closed_its_decoder_was(tmp_path):
+    (tmp_path / "good.mp4").write_bytes(make_video())
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    rows = [
+        {ROW: number, "uri": f"{tmp_path}/{name}.mp4", "attempts": 1}
+        for number, name in enumerate(["gone", "bad", "good"])
+    ]
+    stage = stages.DecodeStage(view=VIEW, limits=Limits())
+    decoded = stage(pa.Table.from_pylist(rows, PLAN_SCHEMA)).to_pylist()
+    stage._sandbox.close()
+    assert [row["status"] for row in decoded] == ["not_found", "unsupported", "ok"]
+    text = str(stage._sandbox.confinement)
+    assert [row["sandbox"] for row in decoded] == [None, text, text]
+    assert "closed by the kernel" in text
+
+
+def test_a_machine_that_is_not_as_closed_as_required_ends_the_stage(tmp_path):
+    (tmp_path / "good.mp4").write_bytes(make_video())
+    limits, child = Limits(require_sandbox=True), "tests.support.unfiltered_poison_child"
+    stage = stages.DecodeStage(view=VIEW, limits=limits, child_module=child)
+    with pytest.raises(RunError, match=r"--require-sandbox: .* seccomp is not in force"):
+        stage(plan_of(tmp_path / "good.mp4"))
 
 
 def test_a_block_of_failures_does_not_take_the_time_of_the_one_beside_it():

@@ -149,6 +149,7 @@ def test_videos_of_any_length_side_by_side_score_as_each_alone(model, videos, on
     table = stage(plan(videos))
     assert table.schema.equals(PREDICTED_SCHEMA)
     rows = table.to_pylist()
+    assert all("closed by the kernel" in row["sandbox"] for row in rows)
     assert [row["uri"] for row in rows] == [str(video) for video in videos]
     assert all(close(scores_of(row), scores_of(alone)) for row, alone in zip(rows, one_by_one, strict=True))
 

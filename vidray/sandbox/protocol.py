@@ -4,7 +4,7 @@ Nothing that the child sends is trusted: every field is checked here before it m
 ::
 
     parent -> child   one JSON object (ViewConfig, Limits and, for training clips, CropConfig), once
-    child  -> parent  reply 0, "ready"
+    child  -> parent  "ready": what the kernel enforces on it from now on
     parent -> child   request n: the video lies in the input memory, num_bytes long; which part of it, and a seed
     child  -> parent  reply n: a status, and either what is known about the video or a message
 
@@ -23,6 +23,7 @@ import re
 import struct
 from dataclasses import dataclass, field
 
+from vidray.sandbox.confinement import Confinement
 from vidray.types import WHOLE_FILE, Limits, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.random_crops import CropConfig
 
@@ -35,6 +36,8 @@ _REQUEST = struct.Struct("<4sIQQ2d")
 _REPLY = struct.Struct(f"<4sIB3x5I2d2I2q32sH{MAX_MESSAGE_BYTES}s")
 """magic, request id, status code; shape V, T, H, W, C; duration, fps; width, height; frames expected, decoded;
 codec; bytes of the message, message"""
+_READY = struct.Struct("<4sBHHB")
+"""magic, version of Landlock, its error; error of the filter of system calls; flags"""
 
 REQUEST_BYTES = _REQUEST.size
 REPLY_BYTES = _REPLY.size
@@ -42,6 +45,10 @@ REPLY_BYTES = _REPLY.size
 _REQUEST_MAGIC = b"vrQ2"
 _NEXT_MAGIC = b"vrN1"
 _REPLY_MAGIC = b"vrA1"
+_READY_MAGIC = b"vrC1"
+_HAS_NETWORK_NAMESPACE, _HAS_FIXED_LIMITS = 1, 2
+_MAX_ERROR = 4095
+"""What Linux numbers errors with, at most."""
 _STATUSES = (
     Status.OK,
     Status.TOO_LARGE,
@@ -67,7 +74,7 @@ class Reply:
     """How the child says that one video ended."""
 
     request_id: int
-    """Which request it answers; 0 for "ready"."""
+    """Which request it answers."""
     status: Status
     shape: tuple[int, ...] = (0, 0, 0, 0, 0)
     """(V, T, H, W, C) of the views, or the chunk, in the output memory; zeros unless status is ok."""
@@ -107,6 +114,40 @@ def unpack_config(message: bytes) -> tuple[ViewConfig, Limits, CropConfig | None
     values = json.loads(message)
     crop = values["crop"] and CropConfig.from_dict(values["crop"])
     return ViewConfig.from_dict(values["view"]), Limits(**values["limits"]), crop
+
+
+def pack_ready(confinement: Confinement) -> bytes:
+    """The first message of a child."""
+    flags = _HAS_NETWORK_NAMESPACE * confinement.has_network_namespace
+    flags |= _HAS_FIXED_LIMITS * confinement.has_fixed_limits
+    errors = confinement.landlock_error, confinement.filter_error
+    return _READY.pack(_READY_MAGIC, confinement.landlock_version, *errors, flags)
+
+
+def unpack_ready(message: bytes) -> Confinement:
+    """The inverse of `pack_ready`, every field checked. Raises WireError.
+
+    It is the child's word, given before it saw the first byte of a video.
+    """
+    if len(message) != _READY.size:
+        raise WireError(f'"ready" has {_READY.size} bytes, got {len(message)}')
+    magic, version, *errors, flags = _READY.unpack(message)
+    if magic != _READY_MAGIC:
+        raise WireError(f'"ready" starts with {_READY_MAGIC!r}, got {magic!r}')
+    if max(errors) > _MAX_ERROR:
+        raise WireError(f"errors are numbered 0 to {_MAX_ERROR}, got {max(errors)}")
+    if flags & ~(_HAS_NETWORK_NAMESPACE | _HAS_FIXED_LIMITS):
+        raise WireError(f"flags are 0 to {_HAS_NETWORK_NAMESPACE | _HAS_FIXED_LIMITS}, got {flags}")
+    try:
+        return Confinement(
+            landlock_version=version,
+            landlock_error=errors[0],
+            filter_error=errors[1],
+            has_network_namespace=bool(flags & _HAS_NETWORK_NAMESPACE),
+            has_fixed_limits=bool(flags & _HAS_FIXED_LIMITS),
+        )
+    except ValueError as error:
+        raise WireError(str(error)) from None
 
 
 def pack_request(request: Request) -> bytes:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from vidray.errors import RunError, VideoError
+from vidray.sandbox.confinement import Confinement
 from vidray.sandbox.process import await_exit, kill, lower_priority, sealed_memory, signal_name, spawn
 from vidray.sandbox.protocol import (
     REPLY_BYTES,
@@ -37,6 +38,7 @@ from vidray.sandbox.protocol import (
     pack_config,
     pack_request,
     printable,
+    unpack_ready,
     unpack_reply,
 )
 from vidray.types import WHOLE_FILE, Limits, Status, TimeRange, VideoInfo, ViewConfig
@@ -92,11 +94,17 @@ class Sandbox:
         self._crop = crop
         self._niceness = niceness
         self._child: _Child | None = None
+        self._confinement: Confinement | None = None
 
     @property
     def pid(self) -> int | None:
         """Process id of the child, None if there is none now."""
         return self._child.pid if self._child else None
+
+    @property
+    def confinement(self) -> Confinement | None:
+        """What the kernel enforces on the child (the last, if there is none now); None until one was ready."""
+        return self._confinement
 
     def start(self) -> None:
         """Start the child if there is none, without waiting for it: its imports overlap with what comes next."""
@@ -122,7 +130,8 @@ class Sandbox:
         Raises:
             VideoError: with what the decoder found (``corrupt``, ``no_video``, ...), or with ``decode_timeout``,
                 ``decoder_crashed`` or ``out_of_memory`` if this video ended the child.
-            RunError: no child could be started, which is no video's fault.
+            RunError: no child could be started, or its sandbox is not as closed as the limits require, which is no
+                video's fault.
         """
         self._check(data, out)
         child = self._ready_child()
@@ -149,7 +158,7 @@ class Sandbox:
 
         Raises:
             VideoError: as `decode`, at any chunk: what came before is of a video that failed.
-            RunError: no child could be started, which is no video's fault.
+            RunError: as `decode`.
         """
         self._check(data, None)
         child = self._ready_child()
@@ -207,7 +216,6 @@ class Sandbox:
             assert self._child is not None
             try:
                 self._child.wait_until_ready()
-                return self._child
             except VideoError as error:
                 self.close()
                 if attempt == _START_ATTEMPTS:
@@ -215,7 +223,21 @@ class Sandbox:
             except BaseException:
                 self.close()
                 raise
+            else:
+                self._confinement = self._child.confinement
+                self._check_confinement()
+                return self._child
         raise AssertionError("unreachable")
+
+    def _check_confinement(self) -> None:
+        """Raise RunError if the kernel does not close to the child all that was required."""
+        confinement = self._confinement
+        if self._limits.require_sandbox and confinement is not None and not confinement.is_full:
+            self.close()
+            raise RunError(
+                f"--require-sandbox: on {socket.gethostname()} {confinement}, because {confinement.what_is_missing()}. "
+                "Without --require-sandbox the run goes on there"
+            )
 
 
 class _Child:
@@ -225,7 +247,8 @@ class _Child:
         self._view = view
         self._limits = limits
         self.num_videos = self._num_requests = 0
-        self.is_ready = False
+        self.confinement: Confinement | None = None
+        """What the kernel enforces on it; None until it is ready."""
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as childs_ends:
             self._control, childs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._control.close)
@@ -251,6 +274,10 @@ class _Child:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_ready(self) -> bool:
+        return self.confinement is not None
+
     def has_news(self) -> bool:
         """True if there is something to read, or the end, although nothing was asked."""
         poll = select.poll()
@@ -260,8 +287,11 @@ class _Child:
     def wait_until_ready(self) -> None:
         """Raises VideoError if the child dies instead."""
         if not self.is_ready:
-            self._receive(timeout_seconds=START_TIMEOUT_SECONDS, doing="starting")
-            self.is_ready = True
+            message = self._receive(timeout_seconds=START_TIMEOUT_SECONDS, doing="starting")
+            try:
+                self.confinement = unpack_ready(message)
+            except WireError as error:
+                raise self._lied(str(error)) from None
 
     def decode(self, data: bytes | memoryview, *, time_range: TimeRange, seed: int) -> VideoInfo:
         """Have ``data`` decoded into the output memory. Raises VideoError."""
@@ -306,7 +336,11 @@ class _Child:
             self._control.send(pack_request(Request(request_id=self._request_id, **request)))
 
     def _receive_good(self) -> Reply:
-        reply = self._receive(timeout_seconds=self._limits.decode_timeout_seconds, doing="decoding")
+        message = self._receive(timeout_seconds=self._limits.decode_timeout_seconds, doing="decoding")
+        try:
+            reply = unpack_reply(message, request_id=self._request_id)
+        except WireError as error:
+            raise self._lied(str(error)) from None
         if reply.status is not Status.OK:
             raise VideoError(reply.status, reply.message)
         return reply
@@ -335,8 +369,8 @@ class _Child:
         if os.fstat(self._input_fd).st_size > _KEPT_INPUT_BYTES:
             os.ftruncate(self._input_fd, 0)
 
-    def _receive(self, *, timeout_seconds: float, doing: str) -> Reply:
-        """The reply to the request under way. Raises VideoError with the way the child failed to give one."""
+    def _receive(self, *, timeout_seconds: float, doing: str) -> bytes:
+        """The child's next message. Raises VideoError with the way it failed to give one."""
         self._control.settimeout(timeout_seconds)
         try:
             message = self._control.recv(REPLY_BYTES + 1)
@@ -350,10 +384,7 @@ class _Child:
         if not message:
             status, how = self._death()
             raise VideoError(status, f"the decoder {how} while {doing}{last_words}")
-        try:
-            return unpack_reply(message, request_id=self._request_id)
-        except WireError as error:
-            raise self._lied(str(error)) from None
+        return message
 
     def _lied(self, how: str) -> VideoError:
         return VideoError(Status.DECODER_CRASHED, f"the decoder broke its protocol: {how}")

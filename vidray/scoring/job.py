@@ -246,7 +246,10 @@ class ScoreJob:
 
     def _add(self, table: pa.Table, collector: Collector, times: StageTimes) -> None:
         for fresh in collector.add(table):
+            known = times.sandboxes.copy()
             times.add(fresh)
+            for text in sorted(times.sandboxes - known):
+                self.progress.say(f"sandbox: {text}")
             num_failed = pc.sum(pc.not_equal(fresh["status"], Status.OK.value)).as_py()
             self.progress.advance(done=fresh.num_rows, failed=num_failed)
 

@@ -44,20 +44,22 @@ STAGE_SCHEMA = pa.schema(
     [
         ("fetch_seconds", pa.float64()),
         ("decoder", pa.string()),
+        ("sandbox", pa.string()),
         ("predict_seconds", pa.float64()),
         ("predictor", pa.string()),
         ("predict_started_at", pa.float64()),
         ("predict_ended_at", pa.float64()),
     ]
 )
-"""Internal columns: where the time of each row went. They reach the summary, not the output."""
+"""Internal columns: where the time of each row went, and how closed its decoder was. They reach the summary, not the
+output."""
 
 DECODED_SCHEMA = pa.schema(
     [
         (ROW, pa.int64()),
         *(PREDICTION_SCHEMA.field(name) for name in ("uri", "etag", "size_bytes", "status", "error", "attempts")),
         *(PREDICTION_SCHEMA.field(name) for name in _INFO_COLUMNS),
-        *(STAGE_SCHEMA.field(name) for name in ("fetch_seconds", "decoder")),
+        *(STAGE_SCHEMA.field(name) for name in ("fetch_seconds", "decoder", "sandbox")),
         ("views", pa.large_binary()),
     ]
 )
@@ -161,8 +163,10 @@ class DecodeStage:
         try:
             _, info = self._sandbox.decode(data, out=out)
         except VideoError as error:
-            return row | failure_columns(error)
-        return row | info_columns(info) | {"status": Status.OK.value}
+            row |= failure_columns(error)
+        else:
+            row |= info_columns(info) | {"status": Status.OK.value}
+        return row | sandbox_columns(self._sandbox)
 
 
 def _ref(values: dict[str, Any]) -> VideoRef:
@@ -175,6 +179,11 @@ def failure_columns(error: VideoError) -> dict[str, Any]:
 
 def info_columns(info: VideoInfo) -> dict[str, Any]:
     return {name: getattr(info, name) for name in _INFO_COLUMNS}
+
+
+def sandbox_columns(sandbox: Sandbox) -> dict[str, Any]:
+    """What the kernel closes to the decoder; null where none has started."""
+    return {"sandbox": None if sandbox.confinement is None else str(sandbox.confinement)}
 
 
 def score_columns(best: Sequence[tuple[str, float]]) -> dict[str, Any]:

@@ -25,7 +25,14 @@ from vidray.cpu_tuning import memory_bytes
 from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
 from vidray.scoring.output import ROW
-from vidray.scoring.stages import PREDICTED_SCHEMA, failure_columns, info_columns, score_columns, worker_name
+from vidray.scoring.stages import (
+    PREDICTED_SCHEMA,
+    failure_columns,
+    info_columns,
+    sandbox_columns,
+    score_columns,
+    worker_name,
+)
 from vidray.storage.fetch import fetch
 from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
 from vidray.video.sampling import Chunk, stream_chunks
@@ -89,11 +96,12 @@ class StreamStage:
         row["decoder"] = f"{self._name}/{number}"
         try:
             with self._budget.held(ref.size_bytes or 0):
-                return row | self._watch(sandbox, ref, row)
+                result = self._watch(sandbox, ref, row)
         except VideoError as error:
-            return row | failure_columns(error) | {"scored_at": _now()}
+            result = failure_columns(error) | {"scored_at": _now()}
         finally:
             self._sandboxes.put((number, sandbox))
+        return row | result | sandbox_columns(sandbox)
 
     def _watch(self, sandbox: Sandbox, ref: VideoRef, row: dict[str, Any]) -> dict[str, Any]:
         stream = _Stream(view=self._view)

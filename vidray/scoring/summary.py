@@ -42,6 +42,7 @@ def make_summary(
         "failed_by_status": dict(by_status.most_common()),
         "untried": {name: asdict(one) for name, one in untried.items()},
         "resumed": plan.is_resumed,
+        "sandbox": sorted(times.sandboxes),
         "this_process": _timing(times, fetch_threads=fetch_threads),
     }
 
@@ -88,6 +89,7 @@ def format_summary(summary: dict[str, Any]) -> str:
             f"  {stage:<8} {seconds:9.1f} s  {timing['stage_share'].get(stage, 0.0):4.0%} of the work, "
             f"workers {timing['stage_busy'][stage]:.0%} busy"
         )
+    lines += [f"  sandbox: {text}" for text in summary["sandbox"]]
     if timing["held_back_by"]:
         lines.append(f"  held back by: {_HINTS[timing['held_back_by']]}")
     return "\n".join(lines)

@@ -55,6 +55,8 @@ class StageTimes:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     decoders: set[str] = field(default_factory=set)
     predictors: set[str] = field(default_factory=set)
+    sandboxes: set[str] = field(default_factory=set)
+    """What the kernel closes to the decoders: one text, or several where machines differ."""
     window: tuple[float, float] | None = None
 
     def add(self, table: pa.Table) -> None:
@@ -65,6 +67,7 @@ class StageTimes:
             self.seconds[stage] += pc.sum(table[f"{stage}_seconds"]).as_py() or 0.0
         self.decoders |= set(pc.unique(table["decoder"]).drop_null().to_pylist())
         self.predictors |= set(pc.unique(table["predictor"]).drop_null().to_pylist())
+        self.sandboxes |= set(pc.unique(table["sandbox"]).drop_null().to_pylist())
         self._widen(pc.min(table["predict_started_at"]).as_py(), pc.max(table["predict_ended_at"]).as_py())
 
     def _widen(self, start: float | None, end: float | None) -> None:

@@ -24,7 +24,10 @@ from fractions import Fraction
 from typing import Any
 
 import av
+import av.subtitles.codeccontext  # PyAV would import these with the first file, and NumPy its masked arrays with the
+import av.subtitles.stream  # first call of unique(): too late in a sandbox, where no file can be opened any more
 import numpy as np
+import numpy.ma
 from av.video.reformatter import VideoReformatter
 
 from vidray.errors import VideoError
