@@ -225,7 +225,7 @@ def ratio(runs: Runs, name: str, other: str) -> str:
 
 def cpu_ratio(runs: Runs, name: str) -> str:
     """Median over rounds of the clips that ours makes in a second of CPU time, over another's."""
-    if "ours" not in runs:
+    if "ours" not in runs or not all(run.cpu_ms_per_clip for run in runs["ours"]):  # CPU time has steps of 10 ms
         return "-"
     pairs = zip(runs[name], runs["ours"], strict=True)
     return f"{statistics.median(a.cpu_ms_per_clip / b.cpu_ms_per_clip for a, b in pairs):.2f} x"
