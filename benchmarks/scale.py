@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_memory({size: in_a_process(args, num_objects=size, num_done=0) for size in args.sizes})
     else:
         for name, value in in_a_process(args, num_objects=args.num_objects, num_done=args.num_objects).items():
-            print(f"{name:44} {value:10,.1f}")
+            print(f"{name:56} {value:10,.1f}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
