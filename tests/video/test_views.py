@@ -1,4 +1,8 @@
-"""views.py: a video's bytes become one array of views."""
+"""views.py: a video's bytes become one array of views.
+
+Bounds on pixels are in levels of 255. FFmpeg rounds some pixels otherwise where a processor lacks its extensions, and
+stays within them.
+"""
 
 from __future__ import annotations
 
