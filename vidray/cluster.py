@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,8 @@ from vidray.errors import RunError, UsageError
 
 _LOCAL_SETTINGS = {
     **ENVIRONMENT,
+    # Until what Ray started here ends when its head has died; else a minute.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
     # Ray's C++ core writes warnings of no use to a user across the live line.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
@@ -31,6 +33,11 @@ _LOCAL_SETTINGS = {
 
 _KNOCK_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
+_RAY_LOST = signal.SIGUSR1
+"""Sent to this process by itself, since an exception of a thread reaches no other."""
+_RAY_DIED = "the Ray that was started here has died; the same command goes on from what is written"
+_GRACE_SECONDS = 12.0
+"""How long the end of this process may take after that."""
 _UNLIMITED_NODES = 1000
 """What counts for a kind of node that an autoscaler may bring without limit."""
 
@@ -59,11 +66,72 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _connect(named_cluster(address) or "local", asked_for=address)
+    where = named_cluster(address) or "local"
+    _connect(where, asked_for=address)
+    with _watched_ray() if where == "local" else contextlib.nullcontext() as processes:
+        try:
+            yield
+        finally:
+            if processes is None or not processes.is_lost:  # else it would wait for it
+                ray.shutdown()
+
+
+class _RayProcesses:
+    """Watches the head (GCS) and the raylet of a Ray that was started here: should one die, Ray itself would wait for
+    it for a minute and then end this process without a word. (A cluster may start its own anew.)
+    """
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self.is_lost = False
+        self._addresses = addresses
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="vidray-watch-ray", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(_LOOK_SECONDS):
+            try:
+                for address in self._addresses:
+                    _knock(address)
+            except ConnectionError:
+                self._tell()
+                return
+
+    def _tell(self) -> None:
+        self.is_lost = True
+        signal.raise_signal(_RAY_LOST)
+        if not self._is_over.wait(_GRACE_SECONDS):  # Ray waits inside a call that no signal ends
+            print(f"vidray: {_RAY_DIED}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _raise_ray_lost(*_: object) -> None:
+    raise RunError(_RAY_DIED)
+
+
+@contextlib.contextmanager
+def _watched_ray() -> Iterator[_RayProcesses | None]:
+    """Within it RunError is raised in the main thread when one of them dies."""
+    import ray
+
+    if threading.current_thread() is not threading.main_thread():
+        yield None
+        return
+    before = signal.signal(_RAY_LOST, _raise_ray_lost)
+    raylets = [f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}" for node in ray.nodes()]
+    processes = _RayProcesses([ray.get_runtime_context().gcs_address, *raylets])
+    processes.start()
     try:
-        yield
+        yield processes
     finally:
-        ray.shutdown()
+        processes.close()
+        signal.signal(_RAY_LOST, before)
 
 
 def _connect(address: str, *, asked_for: str | None) -> None:

@@ -1,4 +1,4 @@
-"""A cluster of three nodes in one machine: two with CPUs, one with a GPU (a fake one: a resource by that name)."""
+"""A cluster in one machine: a driver's node without CPUs, two with CPUs, one with a GPU (a fake one: a resource)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 
 cluster = Cluster()
-cluster.add_node(num_cpus=2, include_dashboard=False)
+cluster.add_node(num_cpus=0, include_dashboard=False)
+cluster.add_node(num_cpus=2)
 second = cluster.add_node(num_cpus=1)
 cluster.add_node(num_cpus=0, num_gpus=1)
 ray.init(cluster.address, log_to_driver=False)
