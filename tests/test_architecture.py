@@ -29,8 +29,8 @@ ORDER = {
         *("versions", "fetch", "store", "localize", "lease"),
     ],
     "video": [
-        *("sampling", "byte_sources", "geometry", "random_crops"),
-        *("packet_index", "frame_selector", "frame_converters", "decoder", "views"),
+        *("sampling", "byte_sources", "file_size", "geometry", "random_crops"),
+        *("packet_times", "packet_index", "frame_selector", "frame_converters", "decoder", "views"),
     ],
     "sources": [
         *("patterns", "task_pool", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),

@@ -51,6 +51,19 @@ def as_file(data: bytes | memoryview | SeekableFile) -> SeekableFile:
     return data
 
 
+def size_and_head(data: bytes | memoryview | SeekableFile, num_head_bytes: int) -> tuple[int, bytes]:
+    """How many bytes there are, and the first of them. A file stays where it was."""
+    if isinstance(data, bytes | memoryview):
+        return len(data), bytes(data[:num_head_bytes])
+    here = data.tell()
+    try:
+        size = data.seek(0, os.SEEK_END)
+        data.seek(0)
+        return size, data.read(num_head_bytes)
+    finally:
+        data.seek(here)
+
+
 def is_text(head: bytes) -> bool:
     """True for what a playlist or a session description looks like."""
     return bool(head) and all(byte >= 32 or byte in b"\t\r\n" for byte in head)

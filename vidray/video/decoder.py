@@ -17,6 +17,7 @@ or a crash in a codec is the business of the sandbox around this module.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -32,10 +33,12 @@ from av.video.reformatter import VideoReformatter
 
 from vidray.errors import VideoError
 from vidray.types import ClipSpan, Limits, Status, VideoInfo, ViewConfig
-from vidray.video.byte_sources import SeekableFile, as_file, is_text
+from vidray.video.byte_sources import SeekableFile, as_file, is_text, size_and_head
+from vidray.video.file_size import HEAD_BYTES, promised_size
 from vidray.video.frame_converters import Crops, DrawnCrops, FullSize, Picture, Resizer, orientation_of
 from vidray.video.frame_selector import Convert, SampledClip, Selector, pictures_at
 from vidray.video.packet_index import Bounds, Timeline
+from vidray.video.packet_times import PacketTimes
 from vidray.video.random_crops import ClipDraw
 from vidray.video.sampling import pts_bounds, stream_pts
 
@@ -53,6 +56,10 @@ MAX_KEPT_BYTES = 64 * 1024**2
 
 SOUND_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 """Demuxers whose packets each hold one frame with its own pts."""
+
+
+INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2"})
+"""Demuxers that know where every frame is, also where the file ends before it."""
 
 
 class VideoDecoder:
@@ -118,10 +125,10 @@ class VideoDecoder:
 
     def _scan(self) -> Timeline:
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
-        default_duration = max(1, round(1 / (rate * self._time_base)))
-        timeline = Timeline(default_duration=default_duration, keeps_packets=not self._is_streamed)
+        self._default_duration = max(1, round(1 / (rate * self._time_base)))
+        timeline = Timeline(default_duration=self._default_duration, keeps_packets=not self._is_streamed)
         limit = self._limits.max_frames or (MAX_STREAMED_FRAMES if self._is_streamed else MAX_FRAMES)
-        for packet in _demux(self._container, self._stream):
+        for packet in self._repaired():
             if timeline.num_packets >= limit:
                 raise VideoError(Status.TOO_LARGE, f"more than {limit} frames")
             timeline.add(
@@ -132,6 +139,18 @@ class VideoDecoder:
         timeline.finish()
         self._check_times(timeline)
         return timeline
+
+    def _repaired(self) -> Iterator[av.Packet]:
+        """All packets of the file from here on, with times that go on through joins."""
+        self._times = PacketTimes(
+            format_name=self._container.format.name,
+            codec_name=self._stream.codec_context.name,
+            time_base=self._time_base,
+            default_duration=self._default_duration,
+        )
+        for packet in _demux(self._container, self._stream):
+            self._times.repair(packet)
+            yield packet
 
     def _check_times(self, timeline: Timeline) -> None:
         start = self._stream.start_time if timeline.is_timed else 0
@@ -261,11 +280,18 @@ class VideoDecoder:
         """
         codec = self._stream.codec_context
         codec.flush_buffers()
-        num_shown = 0
+        num_shown, fed = 0, collections.deque[int | None]()  # pts of packets, for frames still to come
         for index, packet in self._packets_from(first_packet):
+            fed.append(packet.pts if packet else None)
             codec.skip_frame = "DEFAULT" if needed is None or packet is None or packet.pts in needed else "NONREF"
             for frame in self._decode(packet):
-                pts = frame.pts if self.timeline.is_timed else num_shown * self.timeline.default_duration
+                pts: int | None
+                if not self.timeline.is_timed:
+                    pts = num_shown * self._default_duration
+                elif self._times.in_storage_order:
+                    pts = fed.popleft()
+                else:
+                    pts = frame.pts
                 num_shown += 1
                 self.is_doubtful |= frame.interlaced_frame
                 if pts is not None:
@@ -291,7 +317,7 @@ class VideoDecoder:
     def _reread(self, first: int) -> Iterator[av.Packet]:
         """The packets from ``first`` on, out of the file: by seeking to that key frame, or all over again."""
         pts = self.timeline.packet_pts[first] if first else None
-        if pts is not None:
+        if pts is not None and not self._times.are_repaired:
             try:
                 self._container.seek(pts, stream=self._stream)
                 arrived = itertools.dropwhile(lambda p: p.pts != pts, _demux(self._container, self._stream))
@@ -303,7 +329,7 @@ class VideoDecoder:
                 return
         self._container.close()
         self._open()
-        yield from itertools.islice(_demux(self._container, self._stream), first, None)
+        yield from itertools.islice(self._repaired(), first, None)
 
     def _picture(self, frame: av.VideoFrame, convert: Convert) -> Picture:
         if self._shape is None:
@@ -314,14 +340,21 @@ class VideoDecoder:
             raise VideoError(Status.UNSUPPORTED, f"frames of format {frame.format.name}: {error}") from error
 
     def _num_missing(self) -> int:
-        """Frames that the header promises beyond the last packet: the file is truncated."""
+        """Frames that the file lacks beyond its last packet. A header that promises more than there is proves nothing
+        (it counts what an edit hides, or frames without a picture); bytes that lie beyond the end of the file do."""
+        num_bytes, head = size_and_head(self._data, HEAD_BYTES)
+        if self._container.format.name in INDEXED_FORMATS:
+            return sum(entry.pos >= num_bytes for entry in self._stream.index_entries)
+        promised_bytes = promised_size(head)
+        if promised_bytes is None or promised_bytes <= num_bytes:
+            return 0
         if self._stream.frames:
             return max(0, self._stream.frames - self.timeline.num_packets)
         promised = _tagged_duration(self._stream)
         if promised is None:
             return 0
         missing = promised - self._end_pts * self._time_base  # tags count from second 0, not from the stream's start
-        num_frames = missing * (self._stream.average_rate or 1 / (self.timeline.default_duration * self._time_base))
+        num_frames = missing * (self._stream.average_rate or 1 / (self._default_duration * self._time_base))
         return round(num_frames) if num_frames > 2 else 0
 
 

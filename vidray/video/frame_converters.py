@@ -76,6 +76,8 @@ class Resizer:
 
     def resized(self, frame: Any, height: int, width: int) -> np.ndarray:
         """(height, width, 3) uint8 RGB of a whole frame, as stored."""
+        if frame.interlaced_frame:
+            frame = _as_progressive(frame)
         middle = "yuv422p" if frame.format.name in VIA_422 else "gbrp"
         small = self._resize.reformat(
             frame, width=width, height=height, format=middle, interpolation="BILINEAR", threads=1
@@ -133,6 +135,19 @@ class DrawnCrops:
             piece = type(frame).from_ndarray(np.ascontiguousarray(image), format="rgb24")
             image = self._box_resizer.resized(piece, self._size, self._size)
         return image[None].copy()
+
+
+def _as_progressive(frame: Any) -> Any:
+    """A copy that is not flagged as interlaced: swscale resizes the fields of such frames one by one, which combs what
+    moves, and most are flagged but progressive. (Deinterlacing proper is not done: a view's rows are means of both
+    fields, as torchvision's are.)"""
+    copy = type(frame)(frame.width, frame.height, frame.format.name)
+    for source, target in zip(frame.planes, copy.planes, strict=True):
+        num_bytes = min(source.line_size, target.line_size)
+        rows = [np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in (source, target)]
+        rows[1][:, :num_bytes] = rows[0][:, :num_bytes]
+    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+    return copy
 
 
 def _under_crop(length: int, target: int, start: int, size: int) -> tuple[slice, int, int]:

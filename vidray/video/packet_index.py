@@ -53,8 +53,8 @@ class Timeline:
     keeps_packets: bool = True
     """False: only what is counted and compared is kept, a few numbers however long the video. Then no frame can be
     looked up, only decoding from the start makes sense."""
-    is_timed: bool = True
-    """False if packets lack pts (raw streams): then frames are counted, ``default_duration`` apart."""
+    num_untimed: int = 0
+    """Packets without pts. A few (the first ones after a cut, which cannot be decoded) promise no frame."""
     frame_pts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """(N,) int64: the distinct pts of the frames, sorted. Complete after ``finish``."""
 
@@ -64,7 +64,7 @@ class Timeline:
             self._keep(pts=pts, is_key=is_key, is_hidden=is_hidden)
         self.num_packets += 1
         if pts is None:
-            self.is_timed = False
+            self.num_untimed += 1
         elif not is_hidden:
             self.num_shown += 1
             end = pts + (duration or self.default_duration)
@@ -78,6 +78,11 @@ class Timeline:
         self.packet_pts.append(pts)
         if pts is not None and not is_hidden:
             self.shown.append(pts)
+
+    @property
+    def is_timed(self) -> bool:
+        """False if most packets lack pts (raw streams): then frames are counted, ``default_duration`` apart."""
+        return 2 * self.num_untimed <= self.num_packets
 
     def finish(self) -> None:
         """Computes what needs all packets."""
@@ -97,8 +102,9 @@ class Timeline:
         return self.frame_pts[first:last]
 
     def landing(self, start_pts: int) -> int:
-        """The packet at which PyTorchVideo's seek for a span that starts at ``start_pts`` arrives."""
-        at = bisect.bisect_right(self.key_pts, max(start_pts - SEEK_MARGIN, 0)) - 1
+        """The packet at which PyTorchVideo's seek for a span that starts at ``start_pts`` arrives. (It never seeks
+        below zero, so that of a stream that begins there it would miss the beginning.)"""
+        at = bisect.bisect_right(self.key_pts, max(start_pts - SEEK_MARGIN, min(start_pts, 0))) - 1
         return self.keys[at] if self.keys and at >= 0 else 0
 
     def last_before(self, end_pts: int) -> int:

@@ -1,0 +1,35 @@
+"""How long a file should be, by its own header: one that is shorter was cut off."""
+
+from __future__ import annotations
+
+HEAD_BYTES = 4096
+"""What ``promised_size`` wants to see."""
+
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def promised_size(head: bytes) -> int | None:
+    """Bytes that an AVI's (RIFF) or a Matroska's (RFC 8794, RFC 9559) first chunk reaches to. None: it does not say,
+    or is another kind of file.
+
+    Args:
+        head: the file's first ``HEAD_BYTES`` bytes.
+    """
+    if head[:4] == b"RIFF":
+        size = int.from_bytes(head[4:8], "little")
+        return 8 + size if size else None  # 0: the writer never came to fill it in
+    if head[:4] == _EBML:
+        header, start = _variable_size(head, 4)
+        if header is not None and head[start + header : start + header + 4] == _SEGMENT:
+            segment, start = _variable_size(head, start + header + 4)
+            return None if segment is None else start + segment
+    return None
+
+
+def _variable_size(head: bytes, at: int) -> tuple[int | None, int]:
+    """An EBML size, and where it ends. None: unknown (all ones), or not one."""
+    if at >= len(head) or head[at] == 0:
+        return None, at
+    length = 9 - head[at].bit_length()
+    value = int.from_bytes(head[at : at + length], "big") & ((1 << 7 * length) - 1)
+    return (None if value == (1 << 7 * length) - 1 else value), at + length
