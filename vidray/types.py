@@ -116,13 +116,18 @@ class Clip:
     """(T,) float64: when each frame is shown, from the start of the video stream."""
 
 
+DECODER_VERSION = 2
+"""Which rules of decoding a row was made by. 2: every frame of streams that begin below zero, are joined or lack a time
+stamp; frames flagged as interlaced are resized whole; header counts alone are no sign of damage."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoInfo:
     """What decoding found out about one video. None: not known (the file does not say, or was not opened)."""
 
     duration_seconds: float | None = None
     width: int | None = None
-    """Displayed width in pixels, after rotation."""
+    """Pixels as they are stored, after rotation."""
     height: int | None = None
     fps: float | None = None
     """Average frame rate, frames per second."""
@@ -133,6 +138,11 @@ class VideoInfo:
     """Frames found there. Fewer than expected: the file is truncated or damaged."""
     decode_seconds: float | None = None
     """Wall-clock seconds from bytes to views."""
+    sample_aspect_ratio: float | None = None
+    """Width of a pixel by its height, as displayed: a player shows the picture ``width * sample_aspect_ratio`` wide."""
+    num_time_jumps: int | None = None
+    """How often the file's time stamps start anew or jump, as where files were joined. The parts follow each other."""
+    decoder_version: int = DECODER_VERSION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -250,8 +260,8 @@ class Limits:
     """Largest object that is fetched, in bytes."""
     max_pixels: int = 8192 * 4320
     """Largest frame that is decoded, in pixels (width × height)."""
-    max_frames: int | None = None
-    """Most frames that a video may have. Default: 100,000; with --streaming 1,000,000, nine hours at 30 per second."""
+    max_frames: int = 1_000_000
+    """Most frames that a video may have: nine hours at 30 per second, four and a half at 60."""
     max_duration_seconds: float = 6 * 3600.0
     """Longest video, in seconds."""
     decode_timeout_seconds: float = 60.0

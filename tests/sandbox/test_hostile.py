@@ -33,7 +33,7 @@ from vidray.types import Limits, Status, VideoInfo, ViewConfig
 from vidray.video.views import decode_views
 
 VIEW = ViewConfig(num_frames=4, size=32, num_clips=2)
-LIMITS = Limits(decode_timeout_seconds=20, decode_memory_bytes=512 * 1024**2)
+LIMITS = Limits(decode_timeout_seconds=20, decode_memory_bytes=512 * 1024**2, max_frames=100_000)
 REFUSED = (Status.UNSUPPORTED, Status.CORRUPT, Status.NO_VIDEO)
 FOUND_BY_DECODER = (*REFUSED, Status.TOO_LARGE, Status.OUT_OF_MEMORY)
 

@@ -26,7 +26,15 @@ from vidray.types import Limits, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.random_crops import CropConfig
 
 INFO = VideoInfo(
-    duration_seconds=1.5, width=320, height=240, fps=29.97, codec="h264", num_frames_expected=45, num_frames_decoded=44
+    duration_seconds=1.5,
+    width=320,
+    height=240,
+    fps=29.97,
+    codec="h264",
+    num_frames_expected=45,
+    num_frames_decoded=44,
+    sample_aspect_ratio=64 / 45,
+    num_time_jumps=2,
 )
 
 
@@ -125,5 +133,5 @@ def test_a_patched_reply_is_refused_or_within_bounds(offset: int, patch: bytes) 
     except WireError:
         return
     assert reply.message.isprintable()
-    for name in ("width", "height", "num_frames_expected", "num_frames_decoded"):
+    for name in ("width", "height", "num_frames_expected", "num_frames_decoded", "num_time_jumps"):
         assert getattr(reply.info, name) is None or 0 <= getattr(reply.info, name) <= 2**53

@@ -76,6 +76,8 @@ def make_video(
     container_options: dict[str, str] | None = None,
     with_audio: bool = False,
     num_video_streams: int = 1,
+    default_stream: int | None = None,
+    sample_aspect_ratio: Fraction | None = None,
     draw: Draw = numbered_frame,
 ) -> bytes:
     """A video file of numbered frames, in memory.
@@ -88,6 +90,8 @@ def make_video(
         start_pts: added to every pts.
         rotation: degrees counterclockwise by which a player turns the picture (metadata; mp4 and mov keep it).
         num_video_streams: further streams show the same frames counted from 1000, 2000, ....
+        default_stream: the one that is marked as the default. None: as the muxer likes.
+        sample_aspect_ratio: width of a pixel by its height, as displayed.
     """
     time_base = time_base or 1 / Fraction(fps)
     encoder_options = {**LOSSLESS.get(codec, {}), **(options or {})}
@@ -105,6 +109,12 @@ def make_video(
             stream.codec_context.max_b_frames = max_b_frames
             if rotation:
                 stream.set_display_rotation(rotation)
+            if sample_aspect_ratio:
+                stream.codec_context.sample_aspect_ratio = sample_aspect_ratio
+            if default_stream is not None:
+                stream.disposition = (
+                    av.stream.Disposition.default if len(streams) == default_stream else av.stream.Disposition(0)
+                )
             streams.append(stream)
         audio = output.add_stream("aac" if container != "webm" else "libopus", rate=48000) if with_audio else None
         for i in range(num_frames):

@@ -140,6 +140,14 @@ def test_the_duration_is_that_of_the_frames(kind: str) -> None:
     assert float(VideoDecoder(make()).duration) == pytest.approx(len(expected) / 30, abs=0.05)
 
 
+def test_joins_and_jumps_are_counted() -> None:
+    counts = {kind: VideoDecoder(make()).info.num_time_jumps for kind, (make, _) in INTACT.items()}
+    assert {kind: count for kind, count in counts.items() if count} == {
+        "two joined ts": 1,
+        "ts that jumps by ten hours": 1,
+    }
+
+
 CUT: dict[str, Callable[[], bytes]] = {
     "mp4": lambda: make_video(num_frames=60, container_options={"movflags": "faststart"}),
     "fragmented mp4": lambda: make_video(num_frames=60, container_options=FRAGMENTED, gop_size=30),
@@ -208,3 +216,16 @@ def test_a_frame_that_is_flagged_as_interlaced_is_resized_whole() -> None:
         rgb = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
         expected = resize(rgb, [68, 120], antialias=True)[:, :, 26:94].permute(1, 2, 0).numpy()
         assert np.abs(picture[0].astype(int) - expected).mean() < 1
+
+
+@pytest.mark.parametrize(("rotation", "expected"), [(0, 64 / 45), (90, 45 / 64)])
+def test_the_shape_of_pixels_is_told(rotation: int, expected: float) -> None:
+    made = make_video(num_frames=3, rotation=rotation, sample_aspect_ratio=Fraction(64, 45))
+    _, decoder = whole(made)
+    assert decoder.info.sample_aspect_ratio == pytest.approx(expected)
+
+
+def test_the_stream_that_the_container_marks_as_default_is_taken() -> None:
+    """The second stream shows the same frames counted from 1000."""
+    made = make_video(num_frames=10, num_video_streams=2, container="matroska", default_stream=1)
+    assert whole(made)[0] == list(range(1000, 1010))

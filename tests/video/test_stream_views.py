@@ -272,15 +272,6 @@ def test_what_cannot_be_streamed_says_why(data, limits, status):
             assert sandbox.pid == pid, "a bad file costs no child"
 
 
-def test_an_hour_at_30_frames_per_second_is_not_too_many_for_a_stream(monkeypatch):
-    data = make_video(num_frames=30, width=48)
-    monkeypatch.setattr("vidray.video.decoder.MAX_FRAMES", 20)
-    monkeypatch.setattr("vidray.video.decoder.MAX_STREAMED_FRAMES", 30)
-    assert len(stream(data)[0]) == 5
-    with pytest.raises(VideoError, match="more than 20 frames"):
-        VideoDecoder(data)
-
-
 def test_nothing_is_kept_of_the_packets_of_a_stream():
     with VideoDecoder(GOOD, is_streamed=True) as decoder:
         assert len(decoder.timeline.packet_pts) == len(decoder.timeline.shown) == len(decoder.timeline.frame_pts) == 0

@@ -33,9 +33,9 @@ MAX_MESSAGE_BYTES = 1000
 
 _REQUEST = struct.Struct("<4sIQQ2d")
 """magic, request id, number of bytes of the video, seed; start and end in seconds (NaN: the file's end)"""
-_REPLY = struct.Struct(f"<4sIB3x5I2d2I2q32sH{MAX_MESSAGE_BYTES}s")
-"""magic, request id, status code; shape V, T, H, W, C; duration, fps; width, height; frames expected, decoded;
-codec; bytes of the message, message"""
+_REPLY = struct.Struct(f"<4sIB3x5I3d2I3q32sH{MAX_MESSAGE_BYTES}s")
+"""magic, request id, status code; shape V, T, H, W, C; duration, fps, pixel's aspect ratio; width, height;
+frames expected, decoded, jumps in time; codec; bytes of the message, message"""
 _READY = struct.Struct("<4sBHHB")
 """magic, version of Landlock, its error; error of the filter of system calls; flags"""
 
@@ -44,7 +44,7 @@ REPLY_BYTES = _REPLY.size
 
 _REQUEST_MAGIC = b"vrQ2"
 _NEXT_MAGIC = b"vrN1"
-_REPLY_MAGIC = b"vrA1"
+_REPLY_MAGIC = b"vrA2"
 _READY_MAGIC = b"vrC1"
 _HAS_NETWORK_NAMESPACE, _HAS_FIXED_LIMITS = 1, 2
 _MAX_ERROR = 4095
@@ -180,10 +180,12 @@ def pack_reply(reply: Reply) -> bytes:
         *reply.shape,
         math.nan if info.duration_seconds is None else info.duration_seconds,
         math.nan if info.fps is None else info.fps,
+        math.nan if info.sample_aspect_ratio is None else info.sample_aspect_ratio,
         info.width or 0,
         info.height or 0,
         _UNKNOWN if info.num_frames_expected is None else info.num_frames_expected,
         _UNKNOWN if info.num_frames_decoded is None else info.num_frames_decoded,
+        _UNKNOWN if info.num_time_jumps is None else info.num_time_jumps,
         (info.codec or "").encode("ascii", errors="replace"),
         len(message),
         message,
@@ -219,17 +221,19 @@ def printable(text: bytes) -> str:
 
 
 def _info(numbers: list, *, codec: bytes) -> VideoInfo:
-    duration_seconds, fps, width, height, num_expected, num_decoded = numbers
+    duration_seconds, fps, aspect_ratio, width, height, num_expected, num_decoded, num_jumps = numbers
     name = codec.rstrip(b"\0").decode("ascii", errors="replace")
     if name and not _CODEC.fullmatch(name):
         raise WireError(f"a codec's name is printable ASCII, got {name!r}")
     return VideoInfo(
         duration_seconds=_measure(duration_seconds, name="duration_seconds"),
         fps=_measure(fps, name="fps"),
+        sample_aspect_ratio=_measure(aspect_ratio, name="sample_aspect_ratio"),
         width=_count(width, name="width") or None,
         height=_count(height, name="height") or None,
         num_frames_expected=_count(num_expected, name="num_frames_expected"),
         num_frames_decoded=_count(num_decoded, name="num_frames_decoded"),
+        num_time_jumps=_count(num_jumps, name="num_time_jumps"),
         codec=name or None,
     )
 

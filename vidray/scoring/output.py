@@ -58,13 +58,17 @@ PREDICTION_SCHEMA = pa.schema(
         ("video_attempts", pa.int32()),
         ("planned_at", TIME_TYPE),
         ("precision", pa.string()),
+        ("sample_aspect_ratio", pa.float64()),
+        ("num_time_jumps", pa.int64()),
+        ("decoder_version", pa.int32()),
     ]
 )
 """One row per video and attempt. Always written with this schema: a column that is all null would else change its
 type. New columns come at the end; parts of older versions lack them."""
 
-SCHEMA_VERSION = 2
-"""Stands in the footer of every part. 1: without ``video_attempts``, ``planned_at`` and ``precision``."""
+SCHEMA_VERSION = 3
+"""Stands in the footer of every part. 1: without ``video_attempts``, ``planned_at`` and ``precision``. 2: without
+``sample_aspect_ratio``, ``num_time_jumps`` and ``decoder_version``."""
 
 METADATA_KEY = b"vidray"
 

@@ -38,6 +38,9 @@ _INFO_COLUMNS = (
     "num_frames_expected",
     "num_frames_decoded",
     "decode_seconds",
+    "sample_aspect_ratio",
+    "num_time_jumps",
+    "decoder_version",
 )
 
 STAGE_SCHEMA = pa.schema(

@@ -8,8 +8,9 @@ from typing import Protocol
 from fsspec.utils import glob_translate
 
 VIDEO_EXTENSIONS = frozenset(
-    {".3g2", ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mj2", ".mkv", ".mov"}
-    | {".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
+    {".3g2", ".3gp", ".3gpp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m1v", ".m2ts", ".m2v", ".m4v", ".mj2"}
+    | {".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts"}
+    | {".vob", ".webm", ".wmv", ".xvid", ".y4m"}
 )
 """Extensions that count as videos in a folder, in any case. A glob, a manifest or a single URI takes any name."""
 

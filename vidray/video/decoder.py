@@ -44,12 +44,10 @@ from vidray.video.sampling import pts_bounds, stream_pts
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,asf,ogg,gif,"
+    "dv,mxf,yuv4mpegpipe,nut,rm,"
     "mp3,aac,wav,flac"  # sound alone: opened to say so
 )
 """Demuxers that may open a file. None of them opens another file or address."""
-
-MAX_FRAMES, MAX_STREAMED_FRAMES = 100_000, 1_000_000
-"""``Limits.max_frames`` where it is None. A stream of an hour has more frames, and keeps none of them."""
 
 MAX_KEPT_BYTES = 64 * 1024**2
 """Files up to this size are read once and their packets kept; larger ones are read again to be decoded."""
@@ -88,11 +86,12 @@ class VideoDecoder:
         self._data, self._num_threads = data, num_threads
         self._open()
         self._time_base = Fraction(self._stream.time_base or Fraction(1, av.time_base))
-        self._is_streamed = is_streamed
         is_small = isinstance(data, bytes | memoryview) and len(data) <= max_kept_bytes
         self._packets: list[av.Packet] | None = [] if is_small and not is_streamed else None
-        self.timeline = self._scan()
+        self.timeline = self._scan(keeps_packets=not is_streamed)
+        self._num_joins = self._times.num_joins
         self._shape: tuple[int, int] | None = None
+        self._is_turned = False
         self._num_expected: int | None = None
         self._num_decoded: int | None = None
         self.is_doubtful = False
@@ -123,11 +122,11 @@ class VideoDecoder:
         codec.thread_count = self._num_threads
         codec.thread_type = "NONE" if self._num_threads == 1 else "AUTO"
 
-    def _scan(self) -> Timeline:
+    def _scan(self, *, keeps_packets: bool) -> Timeline:
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self._default_duration = max(1, round(1 / (rate * self._time_base)))
-        timeline = Timeline(default_duration=self._default_duration, keeps_packets=not self._is_streamed)
-        limit = self._limits.max_frames or (MAX_STREAMED_FRAMES if self._is_streamed else MAX_FRAMES)
+        timeline = Timeline(default_duration=self._default_duration, keeps_packets=keeps_packets)
+        limit = self._limits.max_frames
         for packet in self._repaired():
             if timeline.num_packets >= limit:
                 raise VideoError(Status.TOO_LARGE, f"more than {limit} frames")
@@ -187,7 +186,16 @@ class VideoDecoder:
             codec=codec.codec.canonical_name,
             num_frames_expected=self._num_expected,
             num_frames_decoded=self._num_decoded,
+            sample_aspect_ratio=self._pixel_aspect(),
+            num_time_jumps=self._num_joins,
         )
+
+    def _pixel_aspect(self) -> float:
+        """Of a frame as displayed. What is not said or absurd is square."""
+        ratio = self._stream.sample_aspect_ratio or Fraction(1)
+        if not 0.05 <= ratio <= 20:
+            return 1.0
+        return float(1 / ratio if self._is_turned else ratio)
 
     # -- frames -------------------------------------------------------------------------------------------------------
 
@@ -334,6 +342,7 @@ class VideoDecoder:
     def _picture(self, frame: av.VideoFrame, convert: Convert) -> Picture:
         if self._shape is None:
             self._shape = orientation_of(frame).size(frame.height, frame.width)
+            self._is_turned = orientation_of(frame).size(1, 2) != (1, 2)
         try:
             return convert(frame)
         except av.FFmpegError as error:
@@ -384,11 +393,13 @@ def _why_not_opened(data: bytes | memoryview | SeekableFile, error: Exception) -
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The first video stream, as PyTorchVideo. A cover picture is none."""
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    raise VideoError(Status.NO_VIDEO, "no video stream")
+    """The first video stream that the container marks as its default, or else the first, as PyTorchVideo. A cover
+    picture is none."""
+    kinds = av.stream.Disposition
+    streams = [stream for stream in container.streams.video if not stream.disposition & kinds.attached_pic]
+    if not streams:
+        raise VideoError(Status.NO_VIDEO, "no video stream")
+    return next((stream for stream in streams if stream.disposition & kinds.default), streams[0])
 
 
 def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
