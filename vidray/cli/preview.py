@@ -13,7 +13,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +22,14 @@ import tyro
 from vidray.checkpoints.checkpoint import read_checkpoint
 from vidray.errors import UsageError, VideoError
 from vidray.sandbox.sandbox import Sandbox
-from vidray.sources.labels import LabelSource, load_labelled
+from vidray.sources.labels import load_labelled
 from vidray.storage.fetch import fetch
 from vidray.storage.store import Store
 from vidray.training.config import RecipeName, TrainConfig
 from vidray.training.data.augment import augment_config, crop_config
 from vidray.training.data.clips import ClipSpec, ClipWorker, job_of, time_range_of, video_of
 from vidray.training.data.order import clip_seed, epoch_order
+from vidray.training.plan import label_source
 from vidray.types import Limits, Span, ViewConfig
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class PreviewConfig:
     """Draw every class equally often."""
     video_root: str | None = None
     """Folder of the videos that a list speaks of, as for train."""
+    list_labels: Literal["folder", "number"] | None = None
+    """What is the label in a list, as for train."""
     group_regex: str | None = None
     """What tells a video's scene, as for train."""
     group_column: str | None = None
@@ -124,16 +127,7 @@ def run_preview(config: PreviewConfig) -> str:
     """
     view = config.train_config.view(read_checkpoint(config.model, require_head=False).view)
     view = dataclasses.replace(view, num_clips=1, num_crops=1)
-    manifest = load_labelled(
-        LabelSource(
-            source=config.source,
-            video_root=config.video_root,
-            group_regex=config.group_regex,
-            group_column=config.group_column,
-            validation_share=config.validation_share,
-            seed=config.seed,
-        )
-    )
+    manifest = load_labelled(label_source(config.train_config))
     make = training_clips if config.augmented else validation_clips
     clips = make(manifest.rows_of("train" if config.augmented else "val"), config=config, view=view)
     is_animation = config.output.lower().endswith(".gif")

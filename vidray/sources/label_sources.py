@@ -1,19 +1,20 @@
-"""Parses one labelled source: a folder per label, a table (such as a Kinetics CSV file), or one of UCF101's lists."""
+"""Parses one labelled source: a folder per label, a table (such as a Kinetics CSV file), or a list of paths (such as
+UCF101's). `label_formats` makes tables of the formats that datasets come in.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from vidray.errors import UsageError
+from vidray.sources.label_formats import FORMATS, Listed, is_list, label_text, read_list, read_table
 from vidray.sources.manifest import list_folder, list_records
-from vidray.sources.manifest_file import is_manifest, parse_records, read_bytes, read_rows
+from vidray.sources.manifest_file import is_manifest, parse_records
 from vidray.sources.patterns import VIDEO_EXTENSIONS
 from vidray.sources.splits import split_of
 from vidray.storage.location import Location
@@ -22,7 +23,6 @@ from vidray.types import VideoRef
 _FILE_COLUMNS = ("file", "filename", "youtube_id")
 _START_COLUMNS = ("start_seconds", "time_start", "start")
 _END_COLUMNS = ("end_seconds", "time_end", "end")
-_LIST_NAME = re.compile(r"(train|test|val)[^/]*\.txt$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,20 +56,27 @@ class LabelledRow:
 
 
 def read_source(
-    place: Location, *, video_root: Location | None = None, group_column: str | None = None
+    place: Location,
+    *,
+    video_root: Location | None = None,
+    group_column: str | None = None,
+    list_labels: str | None = None,
 ) -> list[LabelledRow]:
     """The rows of one source, in no particular order.
+
+    Args:
+        list_labels: ``folder`` or ``number``: which of the two is the label in a list that has both.
 
     Raises:
         UsageError: it does not exist, holds no video, has a row without a label, or cannot be understood.
         RunError: a store failed while it was listed.
     """
     if is_manifest(place):
-        return _read_table(place, video_root or place.parent, group_column)
+        return _read_table(place, video_root or place.parent, group_column, list_labels)
     if group_column is not None:
         raise UsageError(f"--group-column {group_column}: {place.uri!r} is no table, and has no columns")
-    if _LIST_NAME.search(place.path) and not (place.kind == "local" and os.path.isdir(place.path)):
-        return _read_list(place, video_root or place.parent)
+    if is_list(place):
+        return _videos_of(place, read_list(place, list_labels), video_root or place.parent)
     return _read_folder(place)
 
 
@@ -90,7 +97,22 @@ def _read_folder(folder: Location) -> list[LabelledRow]:
     own_split = split_of(root.rstrip("/").rpartition("/")[2])
     tops = {names[0] for names in parts}
     has_splits = all(split_of(top) for top in tops) and any(split_of(top) == "train" for top in tops)
+    if not has_splits:
+        _check_no_splits(root, parts)
     return [_folder_row(video, names, own_split, has_splits) for video, names in zip(videos, parts, strict=True)]
+
+
+def _check_no_splits(root: str, parts: list[list[str]]) -> None:
+    """Raises UsageError for train/LABEL/VIDEO beside folders of another kind: train would become a label."""
+    splits = sorted({names[0] for names in parts if split_of(names[0]) and len(names) > 2})
+    others = sorted({names[0] for names in parts if not split_of(names[0])})
+    if splits and others:
+        raise UsageError(
+            f"{root} holds {', '.join(f'{name}/' for name in splits)} with folders below, beside "
+            f"{', '.join(f'{name}/' for name in others[:5])}: are these splits or labels? Expected "
+            f"{root}<label>/<video>, or {root}train/<label>/<video> with nothing but train, val and test beside it. "
+            f"Move the others away, or give the splits one by one: --source {root}train {root}val"
+        )
 
 
 def _relative_parts(uri: str, root: str, folder: Location) -> list[str]:
@@ -102,7 +124,7 @@ def _folder_row(video: VideoRef, names: list[str], own_split: str | None, has_sp
     if has_splits and len(names) < 3:
         raise UsageError(f"{video.uri} lies in no folder that names its label; expected {names[0]}/<label>/<video>")
     split, label = (split_of(names[0]), names[1]) if has_splits else (own_split, names[0])
-    return LabelledRow(video=video, label=label, split=split)
+    return LabelledRow(video=video, label=label_text(label, f"the folder of {video.uri}"), split=split)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -118,24 +140,29 @@ class _TableVideo:
     """True if the file was cut to the row's times, so that they do not apply to it any more."""
 
 
-def _read_table(table: Location, video_root: Location, group_column: str | None) -> list[LabelledRow]:
-    rows = list(read_rows(table))
+def _read_table(
+    table: Location, video_root: Location, group_column: str | None, list_labels: str | None
+) -> list[LabelledRow]:
+    rows = read_table(table, list_labels)
+    if isinstance(rows, Listed):
+        return _videos_of(table, rows, video_root)
     if not rows:
         raise UsageError(f"no row in {table.uri}")
-    columns = set(rows[0])
+    columns = {name for row in rows for name in row}
     if group_column is not None and group_column not in columns:
         raise UsageError(f"--group-column {group_column}: {table.uri} has no such column, only {_join(columns)}")
     file_column = next((name for name in _FILE_COLUMNS if name in columns), None)
     if "label" not in columns or ("uri" not in columns and file_column is None):
         raise UsageError(
             f"{table.uri} needs a column 'label', and 'uri' or one of {', '.join(_FILE_COLUMNS)}; "
-            f"found {_join(columns)}"
+            f"found {_join(columns)}. {FORMATS}"
         )
     if "uri" in columns:
         videos = _videos_by_uri(table, rows)
     else:
         index = VideoIndex(video_root)
-        videos = [_video_by_file(index, row, file_column or "") for row in rows]
+        videos = [_video_by_file(index, table, number, row, file_column or "") for number, row in enumerate(rows, 1)]
+        _check_found(table, index, [found.video for found in videos])
     return [
         _table_row(table, number, row, group_column, video)
         for number, (row, video) in enumerate(zip(rows, videos, strict=True), 1)
@@ -148,10 +175,14 @@ def _videos_by_uri(table: Location, rows: list[dict[str, Any]]) -> list[_TableVi
     return [_TableVideo(video=listed[record.place.uri]) for record in records]
 
 
-def _video_by_file(index: VideoIndex, row: dict[str, Any], file_column: str) -> _TableVideo:
+def _video_by_file(
+    index: VideoIndex, table: Location, number: int, row: dict[str, Any], file_column: str
+) -> _TableVideo:
     """The video of a row with a file name or a YouTube id. Kinetics names files after the id, and cut ones after the
     clip's times too; clips of one YouTube video are one group."""
-    name = str(row[file_column] or "")
+    name = str(row.get(file_column) or "").strip()
+    if not name:
+        _refuse(table, number, f"no {file_column}")
     if file_column != "youtube_id":
         return _TableVideo(video=index.find(name))
     start, end = (str(next((row[n] for n in names if row.get(n)), 0)) for names in (_START_COLUMNS, _END_COLUMNS))
@@ -164,9 +195,7 @@ def _video_by_file(index: VideoIndex, row: dict[str, Any], file_column: str) -> 
 def _table_row(
     table: Location, number: int, row: dict[str, Any], group_column: str | None, found: _TableVideo
 ) -> LabelledRow:
-    label = row["label"]
-    if label is None or not str(label).strip():
-        _refuse(table, number, "no label")
+    label = label_text(row.get("label"), f"row {number} of {table.uri}")
     split_text = str(row.get("split") or "")
     split = split_of(split_text) if split_text else None
     if split_text and split is None:
@@ -174,7 +203,7 @@ def _table_row(
     start, end = (None, None) if found.is_cut else _times(table, number, row)
     return LabelledRow(
         video=found.video,
-        label=str(label),
+        label=label,
         split=split,
         group=_group(row, group_column, found),
         start_seconds=start,
@@ -219,29 +248,23 @@ def _join(columns: set[str]) -> str:
     return ", ".join(sorted(map(str, columns)))
 
 
-# -- UCF101's lists ---------------------------------------------------------------------------------------------------
+# -- lists ------------------------------------------------------------------------------------------------------------
 
 
-def _read_list(place: Location, video_root: Location) -> list[LabelledRow]:
-    """Lines like ``Archery/v_Archery_g08_c01.avi 3``: a path below the videos' folder and, in training lists, a class
-    number, which the folder's name makes superfluous."""
+def _videos_of(place: Location, listed: Listed, video_root: Location) -> list[LabelledRow]:
     index = VideoIndex(video_root)
-    name = _LIST_NAME.search(place.path)
-    split = split_of(name[1]) if name else None
-    return [
-        LabelledRow(video=index.find(path), label=label, split=split)
-        for path, label in _list_lines(place, read_bytes(place).decode("utf-8-sig"))
-    ]
+    rows = [LabelledRow(video=index.find(row.path), label=row.label, split=row.split) for row in listed.rows]
+    _check_found(place, index, [row.video for row in rows])
+    return rows
 
 
-def _list_lines(place: Location, text: str) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        path = re.sub(r"\s+\d+\s*$", "", line).strip()
-        label = path.rpartition("/")[0].rpartition("/")[2]
-        if path and not label:
-            _refuse(place, number, f"expected <label>/<video>, got {line.strip()!r}")
-        if path:
-            yield path, label
+def _check_found(place: Location, index: VideoIndex, videos: list[VideoRef]) -> None:
+    """Raises UsageError if not one of the videos is there: a single one may be missing, all of them lie elsewhere."""
+    if videos and all(video.etag is None for video in videos):
+        raise UsageError(
+            f"none of the {len(videos)} videos of {place.uri} is in {index.root}, such as {videos[0].uri}; "
+            "--video-root FOLDER names the folder that they are in"
+        )
 
 
 class VideoIndex:
@@ -249,9 +272,13 @@ class VideoIndex:
 
     def __init__(self, folder: Location) -> None:
         """Raises UsageError if the folder holds no video."""
-        self._root = folder.uri.rstrip("/") + "/"
+        self.root = folder.uri.rstrip("/") + "/"
         self._by_stem: dict[str, list[VideoRef]] = {}
-        for row in list_folder(folder).to_pylist():
+        try:
+            table = list_folder(folder)
+        except UsageError as error:
+            raise UsageError(f"{error}; --video-root FOLDER names the folder that the videos are in") from error
+        for row in table.to_pylist():
             self._by_stem.setdefault(_stem(row["uri"]), []).append(_ref(row))
 
     def get(self, name: str) -> VideoRef | None:
@@ -275,7 +302,7 @@ class VideoIndex:
     def find(self, name: str) -> VideoRef:
         """As `get`; a missing video gets the URI where it was expected, so that it is counted as a bad video."""
         found = self.get(name) if name else None
-        return found or VideoRef(uri=self._root + name.lstrip("/"))
+        return found or VideoRef(uri=self.root + name.lstrip("/"))
 
 
 def _stem(uri: str) -> str:

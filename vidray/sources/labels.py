@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -54,10 +55,13 @@ class LabelSource:
 
     source: tuple[str, ...]
     """Each one of: a folder with a folder per label (perhaps below train/, val/, test/); a table (.csv, .jsonl,
-    .parquet) with `uri` and `label`, or with `label` and `youtube_id` or `file`; a UCF101 list (trainlist01.txt)."""
+    .parquet) with `uri` and `label`, or with `label` and `youtube_id` or `file`; a list (UCF101, HMDB51, PATH NUMBER,
+    Something-Something's JSON)."""
     video_root: str | None = None
     """Folder of the videos that a table with `file` or `youtube_id`, or a UCF101 list, names.
     Default: the folder that the table or list is in."""
+    list_labels: Literal["folder", "number"] | None = None
+    """What is the label in a list of PATH NUMBER where folders and numbers contradict each other."""
     group_regex: str | None = None
     """Regular expression that finds a video's group in its URI: its first group, or the whole match without one.
     Default: UCF101's names, v_Label_gNN_cNN; other videos are groups of their own."""
@@ -181,7 +185,9 @@ def _load_rows(source: LabelSource) -> list[LabelledRow]:
     rows = [
         row if row.group is not None else row.with_group(group_of(row.video.uri, pattern))
         for place in places
-        for row in read_source(place, video_root=video_root, group_column=source.group_column)
+        for row in read_source(
+            place, video_root=video_root, group_column=source.group_column, list_labels=source.list_labels
+        )
     ]
     if not rows:
         raise UsageError(f"no labelled video in {', '.join(source.source)}")

@@ -36,7 +36,7 @@ class ManifestRecord(NamedTuple):
 
 def is_manifest(place: Location) -> bool:
     """True if the name is that of a manifest, and it is no local folder."""
-    return _extension(place) in _EXTENSIONS and not (place.kind == "local" and os.path.isdir(place.path))
+    return extension_of(place) in _EXTENSIONS and not (place.kind == "local" and os.path.isdir(place.path))
 
 
 def read_manifest(manifest: Location) -> Iterator[ManifestRecord]:
@@ -44,21 +44,30 @@ def read_manifest(manifest: Location) -> Iterator[ManifestRecord]:
     return parse_records(manifest, read_rows(manifest, _COLUMNS))
 
 
-def read_rows(manifest: Location, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(
+    manifest: Location,
+    columns: Sequence[str] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    data: bytes | None = None,
+) -> Iterator[dict[str, Any]]:
     """The rows of a table file; values of a CSV file are text.
 
     Args:
         manifest: the file.
         columns: read only these where the format allows it (Parquet does). None: all.
+        names: of the columns of a CSV file without a header.
+        data: its bytes, where they are at hand.
 
     Raises:
         UsageError: it does not exist, or cannot be understood.
     """
-    data = read_bytes(manifest)
+    data = read_bytes(manifest) if data is None else data
     try:
-        match _extension(manifest):
+        match extension_of(manifest):
             case ".csv":
-                yield from csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+                text = io.StringIO(data.decode("utf-8-sig"), newline="")
+                yield from csv.DictReader(text, names, strict=True)
             case ".parquet":
                 yield from _read_parquet(data, columns)
             case _:
@@ -97,7 +106,8 @@ def parse_records(manifest: Location, rows: Iterable[dict[str, Any]]) -> Iterato
             raise UsageError(f"row {number} of the manifest {manifest.uri}: {error}") from error
 
 
-def _extension(place: Location) -> str:
+def extension_of(place: Location) -> str:
+    """Of a file's name, in lower case, with its dot."""
     path = urlsplit(place.path).path if place.kind == "http" else place.path
     return os.path.splitext(path)[1].lower()
 

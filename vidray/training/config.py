@@ -164,7 +164,9 @@ class TrainConfig:
     """Crop a random share of the frame (0.08 to 1). Default: guide no, videomae yes."""
 
     video_root: str | None = None
-    """Folder of the videos that a Kinetics CSV or a UCF101 list speaks of. Default: the folder it lies in."""
+    """Folder of the videos that a table or a list speaks of. Default: the folder it lies in."""
+    list_labels: Literal["folder", "number"] | None = None
+    """What is the label in a list of PATH NUMBER, where folders and numbers contradict each other."""
     group_regex: str | None = None
     """What in a video's name tells its scene (the first group of the expression): a scene is never on both sides of
     the split. Default: UCF101's `_gNN_` where names have it, else every video is its own."""
@@ -305,7 +307,9 @@ class EvaluateConfig:
     model: str
     """A checkpoint folder (local, s3://, gs://, az://) or a Hugging Face Hub id."""
     video_root: str | None = None
-    """Folder of the videos that a Kinetics CSV or a UCF101 list speaks of. Default: the folder it lies in."""
+    """Folder of the videos that a table or a list speaks of. Default: the folder it lies in."""
+    list_labels: Literal["folder", "number"] | None = None
+    """What is the label in a list of PATH NUMBER, where folders and numbers contradict each other."""
     output: str | None = None
     """A folder for metrics.json and report/. Default: the figures are only printed."""
     split: Literal["val", "train", "test", "all"] = "all"

@@ -108,7 +108,7 @@ def evaluate(config: EvaluateConfig, *, log: Callable[[str], None] = print) -> d
     store = None if config.output is None else Store(config.output)
     if store is not None:
         store.probe()
-    source = LabelSource(source=config.source, video_root=config.video_root)
+    source = LabelSource(source=config.source, video_root=config.video_root, list_labels=config.list_labels)
     manifest = load_for_evaluation(source, checkpoint.labels)
     table = manifest.table if config.split == "all" else manifest.rows_of(config.split)
     if table.num_rows == 0:

@@ -68,6 +68,7 @@ def label_source(config: TrainConfig) -> LabelSource:
     return LabelSource(
         source=config.source,
         video_root=config.video_root,
+        list_labels=config.list_labels,
         group_regex=config.group_regex,
         group_column=config.group_column,
         validation_share=config.validation_share,
