@@ -68,12 +68,13 @@ def connected(address: str | None) -> Iterator[None]:
         return
     where = named_cluster(address) or "local"
     _connect(where, asked_for=address)
-    with _watched_ray() if where == "local" else contextlib.nullcontext() as processes:
-        try:
+    processes = None
+    try:
+        with _watched_ray() if where == "local" else contextlib.nullcontext() as processes:
             yield
-        finally:
-            if processes is None or not processes.is_lost:  # else it would wait for it
-                ray.shutdown()
+    finally:
+        if processes is None or not processes.is_lost:  # else it would wait for it
+            ray.shutdown()
 
 
 class _RayProcesses:
