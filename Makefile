@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint benchmark clean
+.PHONY: demo test test-all chaos lint benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/vidray demo
@@ -14,6 +14,15 @@ test: $(VENV)/installed lint
 test-all: $(VENV)/installed lint
 	-sh scripts/azurite.sh install
 	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile
+
+# Kills, outages, lost nodes, full disks, hostile files: docs/reliability.md.
+CHAOS := $(addprefix tests/,test_lost_ray.py storage/test_outages.py sandbox/test_confinement.py sandbox/test_hostile.py \
+	$(addprefix scoring/,test_chaos.py test_kills.py test_outages.py test_full_disk.py test_late_nodes.py \
+	test_three_nodes.py) \
+	$(addprefix training/,test_trainer.py test_train_outages.py test_two_trainers.py test_lost_node.py))
+
+chaos: $(VENV)/installed
+	$(BIN)/python -m pytest -m "" $(CHAOS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
