@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import math
 import re
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tyro
@@ -45,6 +49,84 @@ def parse_pool(text: str) -> tuple[int, int] | None:
         return None
     low, high = int(match[1]), int(match[2] or match[1])
     return (low, high) if low <= high else None
+
+
+def known_flags(config_class: Any) -> dict[str, Any]:
+    """``--max-attempts`` → its type, for every field of a config, and for those of configs within it, or of all between
+    which there is a choice."""
+    flags: dict[str, Any] = {}
+    if not dataclasses.is_dataclass(config_class):
+        for choice in typing.get_args(config_class):
+            flags |= known_flags(typing.get_args(choice)[0])
+        return flags
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            flags |= known_flags(typing.cast(type, hint))
+        elif field.init:
+            flags[flag_name(field.name)] = hint
+            if hint is bool:
+                flags[_negated(flag_name(field.name))] = hint
+    return flags
+
+
+def check_flags(
+    arguments: Sequence[str], flags: Mapping[str, Any], *, prog: str, places: Mapping[str, str] | None = None
+) -> None:
+    """Raise UsageError for a flag that there is not, with the nearest ones, and for a number that is none.
+
+    Args:
+        flags: those of `known_flags`.
+        places: where a flag stands, if not on the command line.
+    """
+    for at, argument in enumerate(arguments):
+        if not argument.startswith("--") or argument in ("--", "--help"):
+            continue
+        flag, has_value, value = argument.partition("=")
+        flag = flag.replace("_", "-")
+        where = (places or {}).get(flag, "")
+        if flag not in flags:
+            raise UsageError(f"{where}got {flag}, which is no flag{_nearest(flag, flags)}; {prog} --help lists all")
+        if not has_value and at + 1 < len(arguments):
+            value = arguments[at + 1]
+        _check_number(where + flag, flags[flag], value)
+
+
+def with_known_spelling(arguments: Sequence[str], flags: Mapping[str, Any]) -> list[str]:
+    """The same arguments, the values of flags with a choice of words written as the choice is: case does not count."""
+    spelled = list(arguments)
+    for at, argument in enumerate(arguments):
+        flag, has_value, value = argument.partition("=")
+        choices = _choices(flags.get(flag.replace("_", "-")))
+        if has_value:
+            spelled[at] = f"{flag}={choices.get(value.lower(), value)}"
+        elif choices and at + 1 < len(arguments):
+            spelled[at + 1] = choices.get(arguments[at + 1].lower(), arguments[at + 1])
+    return spelled
+
+
+def _choices(hint: Any) -> dict[str, str]:
+    """Of a ``Literal`` of words, also within a union: each in lower case → as it is."""
+    if typing.get_origin(hint) is typing.Literal:
+        return {word.lower(): word for word in typing.get_args(hint) if isinstance(word, str)}
+    return {low: word for one in typing.get_args(hint) for low, word in _choices(one).items()}
+
+
+def _nearest(flag: str, flags: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(flag, flags, n=3)
+    return f"; the nearest: {' '.join(near)}" if near else ""
+
+
+def _check_number(flag: str, hint: Any, value: str) -> None:
+    kinds = {kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None)}
+    if kinds in ({int}, {float}):
+        (kind,) = kinds
+        try:
+            kind(value)
+        except ValueError:
+            allowed = "a whole number" if kind is int else "a number"
+            raise UsageError(f"{flag}: got {value!r}, allowed is {allowed}") from None
 
 
 def config_file_arguments(values: dict[str, Any], *, given: set[str]) -> list[str]:

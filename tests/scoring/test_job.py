@@ -122,7 +122,7 @@ def test_the_summary_accounts_for_every_listed_object_and_for_the_time(tmp_path,
     assert timing["num_videos"] == summary["num_scored"] + summary["num_failed"]
     assert set(timing["stage_seconds"]) == {"fetch", "decode", "predict"}
     assert sum(timing["stage_share"].values()) == pytest.approx(1)
-    assert timing["held_back_by"] in ("fetch", "decode", "predict")
+    assert timing["held_back_by"] is None, "so short a run does not tell"
     assert all(0 < timing["stage_busy"][stage] <= 1 for stage in ("decode", "predict"))
     assert 0 < timing["start_up_seconds"] < timing["seconds"]
 

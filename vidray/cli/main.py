@@ -17,7 +17,7 @@ import yaml
 from vidray import __version__
 from vidray.cpu_tuning import use_one_arena
 from vidray.errors import RunError, Terminated, TooManyFailuresError, UsageError, exit_code
-from vidray.flags import config_file_arguments
+from vidray.flags import check_flags, config_file_arguments, flag_name, known_flags, with_known_spelling
 from vidray.scoring.config import ScoreConfig
 from vidray.storage import redaction, retry
 
@@ -193,33 +193,37 @@ def models(arguments: list[str]) -> int:
 def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
     """A typed config from flags and, with ``--config FILE``, from a YAML file. Flags win over the file.
 
-    Raises UsageError for a file that cannot be read; exits with 2 for flags that are not known.
+    Raises UsageError for a file that cannot be read, and for flags that are not known; exits with 2 for others that
+    will not do.
     """
-    config = tyro.cli(
-        config_class,
-        prog=prog,
-        config=(tyro.conf.OmitArgPrefixes,),
-        args=_config_file(arguments) + arguments,
-    )
+    flags = known_flags(config_class)
+    from_file, places = _config_file(arguments)
+    check_flags(from_file, flags, prog=prog, places=places)
+    check_flags(arguments, flags, prog=prog)
+    args = with_known_spelling(from_file + arguments, flags)
+    config = tyro.cli(config_class, prog=prog, config=(tyro.conf.OmitArgPrefixes,), args=args)
     redaction.configure(getattr(config, "secret_parameters", ()))
     retry.configure(deadline_seconds=getattr(config, "store_deadline_seconds", None), on_wait=_warn)
     return config
 
 
-def _config_file(arguments: list[str]) -> list[str]:
+def _config_file(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The flags that a config file stands for, and where in it each stands."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     path = finder.parse_known_args(arguments)[0].config
     if path is None:
-        return []
+        return [], {}
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        text = Path(path).read_text()
+        values, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"--config {path}: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"--config {path}: got {type(values).__name__}, allowed is a mapping of flag names to values")
     given = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
-    return config_file_arguments(values, given=given)
+    places = {flag_name(str(key.value)): f"{path}, line {key.start_mark.line + 1}: " for key, _ in tree.value}
+    return config_file_arguments(values, given=given), places
 
 
 if __name__ == "__main__":

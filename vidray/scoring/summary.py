@@ -64,7 +64,9 @@ def _timing(times: StageTimes, *, fetch_threads: int) -> dict[str, Any]:
         "stage_seconds": dict(times.seconds),
         "stage_share": {stage: seconds / total if total else 0.0 for stage, seconds in times.seconds.items()},
         "stage_busy": busy,
-        "held_back_by": max(busy, key=busy.__getitem__) if any(busy.values()) else None,
+        "held_back_by": max(busy, key=busy.__getitem__)
+        if streaming >= _TELLING_SECONDS and any(busy.values())
+        else None,
     }
 
 
@@ -94,6 +96,9 @@ def format_summary(summary: dict[str, Any]) -> str:
         lines.append(f"  held back by: {_HINTS[timing['held_back_by']]}")
     return "\n".join(lines)
 
+
+_TELLING_SECONDS = 10.0
+"""A shorter run does not tell which stage holds it back: its stages wait for each other to begin and to end."""
 
 _HINTS = {
     "fetch": "fetching (more --fetch-threads or --decoders, or compute nearer to the bucket)",
