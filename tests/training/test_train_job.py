@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import socket
 import sys
 from pathlib import Path
@@ -183,7 +184,8 @@ def test_a_finished_output_says_so_and_does_nothing(trained):
     before = {path: path.stat().st_mtime_ns for path in Path(trained.output).rglob("*")}
     said: list[str] = []
     assert train(trained, log=said.append) == facts(trained.output)["metrics"]
-    assert "is finished already" in said[-1]
+    assert "is finished already" in said[-2]
+    assert said[-1] == f"next: vidray score --source VIDEOS --model {trained.output} --output SCORES"
     assert {path: path.stat().st_mtime_ns for path in Path(trained.output).rglob("*")} == before
 
 
@@ -226,6 +228,12 @@ def test_a_hub_that_cannot_be_reached_leaves_the_finished_run_whole_and_is_asked
 def test_an_output_of_other_settings_is_refused_and_the_difference_named(trained):
     with pytest.raises(UsageError, match=r"learning_rate: 0.001 there, 0.5 now"):
         train(dataclasses.replace(trained, learning_rate=0.5))
+
+
+def test_more_epochs_for_a_finished_run_are_refused_with_the_way_to_do_it(trained):
+    further = re.escape(f"take another --output, and to train this model further --model {trained.output}")
+    with pytest.raises(UsageError, match=f"epochs: .* {further}"):
+        train(dataclasses.replace(trained, epochs=100))
 
 
 def test_labels_with_odd_names_survive(few, model, tmp_path):

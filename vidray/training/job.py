@@ -37,6 +37,7 @@ def train(config: TrainConfig, *, log: Callable[[str], None] = print) -> dict[st
         _train(config, plan, store, log)
     if config.push_to_hub:
         _push(store, config.push_to_hub, log)
+    log(f"next: vidray score --source VIDEOS --model {store.uri} --output SCORES")
     return _published_metrics(store)
 
 

@@ -58,9 +58,10 @@ def read_plan(config: TrainConfig, checkpoint: Checkpoint | None = None) -> Trai
     checkpoint = checkpoint or read_checkpoint(config.model, require_head=False)
     store = Store(config.output)
     stored = json.loads(store.read(SETTINGS_FILE))
-    _refuse_other_settings(stored, _settings(config, checkpoint), store.uri)
+    is_finished = store.exists(VIDRAY_FILE)
+    _refuse_other_settings(stored, _settings(config, checkpoint), store.uri, is_finished=is_finished)
     manifest = LabelledManifest.from_parquet(store.read(stored["manifest"]))
-    return TrainingPlan(checkpoint=checkpoint, manifest=manifest, is_finished=store.exists(VIDRAY_FILE))
+    return TrainingPlan(checkpoint=checkpoint, manifest=manifest, is_finished=is_finished)
 
 
 def label_source(config: TrainConfig) -> LabelSource:
@@ -93,8 +94,11 @@ def _settings(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def _refuse_other_settings(stored: dict[str, Any], asked: dict[str, Any], uri: str) -> None:
+def _refuse_other_settings(stored: dict[str, Any], asked: dict[str, Any], uri: str, *, is_finished: bool) -> None:
     different = [name for name in asked if stored.get(name) != asked[name]]
     if different:
         named = "; ".join(f"{name}: {stored.get(name)!r} there, {asked[name]!r} now" for name in different)
-        raise UsageError(f"--output {uri} belongs to a run with other settings ({named}); take another --output")
+        further = f", and to train this model further --model {uri}" if is_finished else ""
+        raise UsageError(
+            f"--output {uri} belongs to a run with other settings ({named}); take another --output{further}"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -118,11 +119,12 @@ def _make_loop(
         return figures
 
     def report(row: dict[str, Any]) -> None:
-        context.log(line_of(row, task.config.hyper.epochs))
+        context.log(line_of(row, num_epochs=task.config.hyper.epochs, num_steps=loop.num_steps))
         if trackers:
             trackers.log(row)
 
-    return Loop(task, context.ranks, validate=validate, writer=writer, is_preempted=context.is_preempted, report=report)
+    loop = Loop(task, context.ranks, validate=validate, writer=writer, is_preempted=context.is_preempted, report=report)
+    return loop
 
 
 def _resume(loop: Loop, writer: CheckpointWriter, context: WorkerContext) -> None:
@@ -134,10 +136,18 @@ def _resume(loop: Loop, writer: CheckpointWriter, context: WorkerContext) -> Non
             context.log(f"resuming at step {state.step}, epoch {loop.position.epoch + 1} of {loop.hyper.epochs}")
 
 
-def line_of(row: dict[str, Any], num_epochs: int) -> str:
-    """A line of metrics for people."""
+def line_of(row: dict[str, Any], *, num_epochs: int, num_steps: int) -> str:
+    """A line of metrics for people.
+
+    Args:
+        num_steps: of the whole run.
+    """
     start = f"epoch {row['epoch'] + 1}/{num_epochs} step {row['step']}: "
     if row["kind"] == "validation":
         return f"{start}validation accuracy {row['accuracy']:.4f}, NLL {row['nll']:.4f} ({row['num_videos']} videos)"
     waited = row["data_wait_seconds"] / max(row["total_seconds"], 1e-9)
-    return f"{start}loss {row['loss']:.4f}, {row['clips_per_second']:.1f} clips/s, {waited:.0%} waiting for data"
+    left = (num_steps - row["step"]) * row["total_seconds"] / row["num_steps"]
+    return (
+        f"{start}loss {row['loss']:.4f}, learning rate {row['learning_rate']:.2g}, "
+        f"{row['clips_per_second']:.1f} clips/s, {waited:.0%} waiting for data, {timedelta(seconds=round(left))} left"
+    )

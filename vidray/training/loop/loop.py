@@ -73,7 +73,8 @@ class Loop:
         self._validate, self._writer, self._is_preempted, self._report = validate, writer, is_preempted, report
         self._batch_size = self.config.global_batch_size
         self._steps_per_epoch = math.ceil(task.clips.num_samples / self._batch_size)
-        self._num_steps = self._steps_per_epoch * self.hyper.epochs
+        self.num_steps = self._steps_per_epoch * self.hyper.epochs
+        """Of the whole run."""
         self._parameters = trainable(task.model)
         kept = task.model.state_dict().keys()
         self._buffers = [tensor for name, tensor in task.model.named_buffers() if name in kept]
@@ -171,7 +172,7 @@ class Loop:
             self.ranks.sum_gradients(self._parameters)
             self.ranks.average(self._buffers)
         with self._timer.phase("optimizer"):
-            rate = self.hyper.learning_rate * learning_rate_factor(step, num_steps=self._num_steps, hyper=self.hyper)
+            rate = self.hyper.learning_rate * learning_rate_factor(step, num_steps=self.num_steps, hyper=self.hyper)
             norm = self._update(rate)
         self.position.step = step + 1
         self._sums.add(loss, norm, rate=rate, num_valid=num_valid)
