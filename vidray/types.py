@@ -164,6 +164,8 @@ class ViewConfig:
     """1: centre crop. 3: three crops along the longer side."""
     short_side: int | None = None
     """The shorter side is resized to this many pixels before cropping. None: ``size``."""
+    squeeze: bool = False
+    """Both sides are resized to that length, whatever the shape of the picture."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per channel, for pixels in [0, 1]: the model sees ``(pixel / 255 - mean) / std``."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -232,10 +234,12 @@ class ViewConfig:
         return self.num_views * self.num_frames * self.size * self.size * 3
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values. What only streams have is left out elsewhere: result keys from before there were any stay."""
+        """Plain values. What came later is left out where it is not used: result keys from before stay."""
         values = dataclasses.asdict(self)
         if self.timeline_seconds is None:
             del values["timeline_seconds"]
+        if not self.squeeze:
+            del values["squeeze"]
         return values
 
     def to_json(self) -> str:

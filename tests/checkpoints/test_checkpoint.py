@@ -113,13 +113,27 @@ def test_rescaling_and_offset_fold_into_mean_and_std(family: str, processor: dic
         ({"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}, 224, None),
         ({"size": {"shortest_edge": 256}, "crop_size": 224}, 224, 256),
         ({"size": {"height": 256, "width": 256}, "crop_size": [224, 224]}, 224, 256),
-        ({"size": {"shortest_edge": 224}, "crop_size": 112, "do_center_crop": False}, 224, None),
+        ({"size": {"height": 224, "width": 224}, "crop_size": 112, "do_center_crop": False}, 224, None),
         ({}, 224, None),
     ],
 )
 def test_geometry_of_a_processor(processor: dict, size: int, short_side: int | None) -> None:
     view = read_view(processor, config={}, family=FAMILIES["timesformer"])
     assert (view.size, view.short_side) == (size, short_side)
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        ({"size": {"shortest_edge": 224}, "do_center_crop": False}, "do_center_crop false: frames that are not square"),
+        ({"size": {"shortest_edge": 224}, "do_resize": False}, "do_resize false"),
+        ({"size": {"shortest_edge": 112}, "crop_size": 224}, "crops 224 pixels out of 112"),
+        ({"rescale_offset": 1.0}, "rescale_offset"),
+    ],
+)
+def test_what_a_view_cannot_do_is_refused(processor: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_view(processor, config={}, family=FAMILIES["timesformer"])
 
 
 @pytest.mark.parametrize(

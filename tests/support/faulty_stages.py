@@ -53,12 +53,18 @@ def faulty_stages(*, victim: str, state: Path) -> MakeRunStages:
 
 
 def dies_now(state: str, block: pa.Table) -> bool:
-    """True once for each of the first blocks that are seen, and again never: the replay survives."""
-    death = Path(state) / f"block-{block[ROW][0].as_py()}"
-    if death.exists() or len(list(Path(state).iterdir())) >= NUM_DEATHS:
+    """True once for each of the first blocks that are seen, and again never: the replay survives.
+
+    Workers ask at the same time, so a death is a file that only one of them can make.
+    """
+    first_row = str(block[ROW][0].as_py())
+    if any(death.read_text() == first_row for death in Path(state).iterdir()):
         return False
-    death.touch()
-    return True
+    for number in range(NUM_DEATHS):
+        with contextlib.suppress(FileExistsError), open(Path(state) / f"death-{number}", "x") as death:
+            death.write(first_row)
+            return True
+    return False
 
 
 def reordered(block: pa.Table) -> pa.Table:

@@ -17,6 +17,21 @@ from vidray.types import ViewConfig
 PROCESSOR_FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
 """Where a processor may be described, in Transformers' order: nested under ``video_processor``, new and old style."""
 
+_HALF, _IMAGENET_MEAN, _IMAGENET_STD = [0.5, 0.5, 0.5], [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "VideoMAE": {"size": {"shortest_edge": 224}, "crop_size": 224, "image_mean": _HALF, "image_std": _HALF},
+    "Timesformer": {
+        **{"size": {"shortest_edge": 224}, "crop_size": 224},
+        **{"image_mean": _IMAGENET_MEAN, "image_std": _IMAGENET_STD},
+    },
+    "Vivit": {
+        **{"size": {"shortest_edge": 256}, "crop_size": 224, "rescale_factor": 1 / 127.5},
+        **{"image_mean": _HALF, "image_std": _HALF},
+    },
+    "VJEPA2": {"crop_size": 256, "image_mean": _IMAGENET_MEAN, "image_std": _IMAGENET_STD},
+}
+"""What Transformers' classes, by how their names begin, do where a file says nothing."""
+
 Triple = tuple[float, float, float]
 
 
@@ -42,13 +57,15 @@ def read_view(processor: Mapping[str, Any], *, config: Mapping[str, Any], family
     Raises:
         UsageError: a value is of no use, or contradicts what the model can take.
     """
+    processor = _with_defaults(processor)
     model_size = _model_size(config, family)
-    size, short_side = _geometry(processor, model_size, family)
+    size, short_side, squeeze = _geometry(processor, model_size, family)
     mean, std = _affine(processor, family)
     return ViewConfig(
         num_frames=model_num_frames(config, family),
         size=size,
         short_side=None if short_side == size else short_side,
+        squeeze=squeeze,
         stride=_stride(config, family),
         span=family.span,
         num_clips=family.num_clips,
@@ -63,12 +80,12 @@ def processor_json(view: ViewConfig, *, family: Family) -> dict[str, Any]:
     Always one of two plain processors of Transformers, which do what the file says and nothing else: ViViT's own
     subtracts 1, and V-JEPA 2's own ignores the size that it is given.
     """
-    named = family.input_name == "pixel_values"
+    named, resized = family.input_name == "pixel_values", view.short_side or view.size
     return {
         "video_processor_type": "VideoMAEVideoProcessor" if named else "LlavaOnevisionVideoProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": view.short_side or view.size},
+        "size": {"height": resized, "width": resized} if view.squeeze else {"shortest_edge": resized},
         "default_to_square": False,
         "resample": 2,
         "do_center_crop": True,
@@ -125,24 +142,52 @@ def _model_size(config: Mapping[str, Any], family: Family) -> int:
     return _square(config.get(family.size_key, family.default_size), f"config.json: {family.size_key}")
 
 
-def _geometry(processor: Mapping[str, Any], model_size: int, family: Family) -> tuple[int, int]:
-    """(side of the crop, short side before cropping) in pixels.
+def _kind(processor: Mapping[str, Any]) -> str:
+    """The name of the processor's class; empty if the file does not tell."""
+    keys = ("video_processor_type", "image_processor_type", "feature_extractor_type")
+    return str(next((processor[key] for key in keys if processor.get(key)), ""))
 
-    A ``size`` of height × width makes Transformers squeeze the frame into a square; here its shorter side gets that
-    length and the rest is cropped, since ``ViewConfig`` keeps the shape of things.
+
+def _with_defaults(processor: Mapping[str, Any]) -> dict[str, Any]:
+    """The file with what its class does where it says nothing."""
+    kind = _kind(processor)
+    for start, defaults in _CLASS_DEFAULTS.items():
+        if kind.startswith(start):
+            return {**defaults, **processor}
+    return dict(processor)
+
+
+def _geometry(processor: Mapping[str, Any], model_size: int, family: Family) -> tuple[int, int, bool]:
+    """(side of the crop, side before cropping, in pixels; whether the frame is squeezed into a square of it).
+
+    Raises:
+        UsageError: frames of any shape would reach the network, or the crop is larger than the frame.
     """
+    if processor.get("do_resize") is False:
+        raise UsageError("the processor JSON has do_resize false: frames of any size; set it to true, with a size")
     resized = processor.get("size", model_size)
+    if _kind(processor).startswith("VJEPA2"):  # whatever its file says
+        resized = {"shortest_edge": int(_square(processor["crop_size"], "processor: crop_size") * 256 / 224)}
     if isinstance(resized, Mapping) and "shortest_edge" in resized:
-        resized = resized["shortest_edge"]
-    short_side = _square(resized, "processor: size")
+        short_side, squeeze = _square(resized["shortest_edge"], "processor: size"), False
+    else:
+        short_side = _square(resized, "processor: size")
+        squeeze = isinstance(resized, Mapping) or processor.get("default_to_square") is True
     crops = processor.get("do_center_crop") is not False and processor.get("crop_size") is not None
+    if processor.get("do_center_crop") is False and not squeeze:
+        raise UsageError(
+            "the processor JSON has do_center_crop false: frames that are not square; set it to true, with a "
+            'crop_size, or give size as {"height": n, "width": n}'
+        )
     size = _square(processor["crop_size"], "processor: crop_size") if crops else short_side
+    if size > short_side:
+        raise UsageError(f"the processor JSON crops {size} pixels out of {short_side}; crop_size is at most size")
     if family.input_rule == "exact" and size != model_size:
         raise UsageError(
             f"the processor JSON makes frames of {size} pixels, but config.json says {family.size_key} {model_size} "
             f"and {family.model_type} takes no other; correct the one that is wrong"
         )
-    return size, max(size, short_side)
+    return size, short_side, squeeze
 
 
 def _square(value: object, name: str) -> int:
@@ -169,6 +214,10 @@ def _affine(processor: Mapping[str, Any], family: Family) -> tuple[Triple, Tripl
     if not isinstance(factor, (int, float)) or factor <= 0:
         raise UsageError(f"processor: rescale_factor must be a positive number, got {factor!r}")
     gain = _tidy(255 * factor)
+    if processor.get("rescale_offset"):
+        raise UsageError(
+            "processor: rescale_offset is of no processor of videos; take it out, or write it into image_mean"
+        )
     shift = 1.0 if rescales and _has_offset(processor, family) else 0.0
     mean = _triple(processor.get("image_mean", family.mean), "image_mean") if normalises else (0.0, 0.0, 0.0)
     std = _triple(processor.get("image_std", family.std), "image_std") if normalises else (1.0, 1.0, 1.0)
@@ -181,8 +230,8 @@ def _affine(processor: Mapping[str, Any], family: Family) -> tuple[Triple, Tripl
 
 def _has_offset(processor: Mapping[str, Any], family: Family) -> bool:
     """ViViT's processors subtract 1 unless told otherwise; no other processor does."""
-    kind = processor.get("video_processor_type") or processor.get("image_processor_type")
-    default = str(kind).startswith("Vivit") if kind else family.offset
+    kind = _kind(processor)
+    default = kind.startswith("Vivit") if kind else family.offset
     return bool(processor.get("offset", default))
 
 

@@ -436,6 +436,7 @@ def view_crops(view: ViewConfig) -> Crops:
     """A converter to the crops of a view config, for ``VideoDecoder.sample``."""
     return Crops(
         short_side=view.short_side or view.size,
+        squeeze=view.squeeze,
         size=view.size,
         num_crops=view.num_crops,
         resizer=_resizer(),

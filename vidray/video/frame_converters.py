@@ -102,12 +102,12 @@ class Resizer:
 class Crops:
     """Converts frames to (num_crops, size, size, 3) uint8 RGB: the crops of a view config."""
 
-    def __init__(self, *, short_side: int, size: int, num_crops: int, resizer: Resizer) -> None:
-        self._short_side, self._size, self._num_crops = short_side, size, num_crops
+    def __init__(self, *, short_side: int, squeeze: bool, size: int, num_crops: int, resizer: Resizer) -> None:
+        self._short_side, self._squeeze, self._size, self._num_crops = short_side, squeeze, size, num_crops
         self._resizer = resizer
 
     def __call__(self, frame: Any) -> Picture:
-        picture = resized_size(*displayed_size(frame), short_side=self._short_side)
+        picture = resized_size(*displayed_size(frame), short_side=self._short_side, squeeze=self._squeeze)
         offsets = crop_offsets(*picture, size=self._size, num_crops=self._num_crops)
         boxes = [(top, left, self._size, self._size) for top, left in offsets]
         return np.stack(self._resizer.cut(frame, picture, boxes))

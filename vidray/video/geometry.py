@@ -40,13 +40,16 @@ class Orientation:
 UPRIGHT = Orientation()
 
 
-def resized_size(height: int, width: int, *, short_side: int) -> tuple[int, int]:
-    """(height, width) with the shorter side ``short_side`` and the longer one in proportion, rounded down.
+def resized_size(height: int, width: int, *, short_side: int, squeeze: bool = False) -> tuple[int, int]:
+    """(height, width) with the shorter side ``short_side`` and the longer one in proportion, rounded down; with
+    ``squeeze`` both ``short_side``.
 
     The rounding is that of ``torchvision.transforms.Resize`` and of Transformers' image processors.
     """
     if min(height, width) < 1 or short_side < 1:
         raise ValueError(f"sizes must be at least 1, got {height} x {width} to short side {short_side}")
+    if squeeze:
+        return short_side, short_side
     if height <= width:
         return short_side, short_side * width // height
     return short_side * height // width, short_side

@@ -34,6 +34,8 @@ class CropConfig:
     """With ``resized``: the least share of the picture that the box covers; the greatest is 1."""
     max_aspect: float = 4 / 3
     """With ``resized``: greatest ratio of the box's width to its height; the least is its inverse."""
+    squeeze: bool = False
+    """Both sides are resized to the drawn length, as in the view (``ViewConfig.squeeze``)."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("random", "resized"):
@@ -78,7 +80,7 @@ def draw_box(height: int, width: int, *, size: int, draw: ClipDraw) -> DrawnBox:
     """
     rng = random.Random(f"{draw.seed}/crop")
     short_side = rng.randint(draw.crop.min_short_side, draw.crop.max_short_side)
-    picture = resized_size(height, width, short_side=short_side)
+    picture = resized_size(height, width, short_side=short_side, squeeze=draw.crop.squeeze)
     if draw.crop.mode == "random" and short_side < size:
         raise ValueError(f"cannot cut a square of {size} out of a picture with a short side of {short_side}")
     box = (size, size) if draw.crop.mode == "random" else _draw_shape(*picture, draw.crop, rng)

@@ -57,8 +57,8 @@ def crop_config(config: TrainConfig, view: ViewConfig) -> CropConfig:
     """How a run's crops are drawn. A box of random area is cut from the largest picture, for the sake of detail."""
     low, high = (round(scale * view.size) for scale in (config.min_scale, config.max_scale))
     if config.hyper.resized_crop:
-        return CropConfig(mode="resized", min_short_side=high, max_short_side=high)
-    return CropConfig(mode="random", min_short_side=low, max_short_side=high)
+        return CropConfig(mode="resized", min_short_side=high, max_short_side=high, squeeze=view.squeeze)
+    return CropConfig(mode="random", min_short_side=low, max_short_side=high, squeeze=view.squeeze)
 
 
 def augment(frames_THWC: np.ndarray, config: AugmentConfig, *, seed: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from vidray.storage.store import Store
@@ -89,6 +90,14 @@ class CheckpointWriter:
 
 
 def overwrite(store: Store, path: str, data: bytes) -> None:
-    """Write an object that is only there to be looked at, whatever was there before."""
+    """Write an object that is only there to be looked at, whatever was there before.
+
+    A trainer that was paused and has lost its lease may put its own between the two calls, once.
+    """
+    for _ in range(2):
+        store.delete(path)
+        with contextlib.suppress(FileExistsError):
+            store.create(path, data)
+            return
     store.delete(path)
     store.create(path, data)
