@@ -14,6 +14,9 @@ import tyro
 
 from vidray.errors import UsageError
 
+VIEW_FLAGS = ("span", "stride", "aggregation", "square_pixels", "video_stream")
+"""Fields of all configs that take the place of the same in the checkpoint's view config, unless None or False."""
+
 
 def shown_as(metavar: str) -> object:
     """How the help names a flag's value, where its type says too little."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Span = Literal["stride", "full"]
+VideoStream = Literal["default", "first"]
 ViewSpan = Literal["stride", "full", "stream"]
 Aggregation = Literal["prob", "score"]
 
@@ -166,6 +167,11 @@ class ViewConfig:
     """The shorter side is resized to this many pixels before cropping. None: ``size``."""
     squeeze: bool = False
     """Both sides are resized to that length, whatever the shape of the picture."""
+    square_pixels: bool = False
+    """A picture whose pixels are not square is resized from the shape in which a player shows it, instead of the one in
+    which it is stored."""
+    video_stream: VideoStream = "default"
+    """Which stream of a file that has several: the one that the container marks as its default, or the ``first``."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per channel, for pixels in [0, 1]: the model sees ``(pixel / 255 - mean) / std``."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -182,6 +188,8 @@ class ViewConfig:
             raise ValueError(f"num_crops must be 1 or 3, got {self.num_crops}")
         if self.span not in ("stride", "full", "stream"):
             raise ValueError(f"span must be 'stride', 'full' or 'stream', got {self.span!r}")
+        if self.video_stream not in ("default", "first"):
+            raise ValueError(f"video_stream must be 'default' or 'first', got {self.video_stream!r}")
         self._check_stream()
         if self.aggregation not in ("prob", "score"):
             raise ValueError(f"aggregation must be 'prob' or 'score', got {self.aggregation!r}")
@@ -236,11 +244,7 @@ class ViewConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values. What came later is left out where it is not used: result keys from before stay."""
         values = dataclasses.asdict(self)
-        if self.timeline_seconds is None:
-            del values["timeline_seconds"]
-        if not self.squeeze:
-            del values["squeeze"]
-        return values
+        return {name: value for name, value in values.items() if (name, value) not in _LATER_DEFAULTS}
 
     def to_json(self) -> str:
         """Canonical JSON: equal configs give equal text."""
@@ -254,6 +258,14 @@ class ViewConfig:
             raise ValueError(f"unknown view config keys {sorted(unknown)}, allowed are {sorted(known)}")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**values)
+
+
+_LATER_DEFAULTS = (
+    ("timeline_seconds", None),
+    ("squeeze", False),
+    ("square_pixels", False),
+    ("video_stream", "default"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from vidray.cli.main import main, parse
+from vidray.cli.preview import PreviewConfig
 from vidray.errors import UsageError
 from vidray.flags import config_file_arguments, parse_pool, parse_views
 from vidray.scoring.config import ScoreConfig
+from vidray.training.config import EvaluateConfig, TrainConfig
 from vidray.types import ViewConfig
 
 REQUIRED = ["--source", "s", "--model", "m", "--output", "o"]
@@ -33,6 +37,26 @@ def test_what_is_not_asked_for_comes_from_the_checkpoint():
     assert asked.effective_view(view) == ViewConfig(
         num_frames=16, size=224, stride=2, num_clips=1, num_crops=1, span="full", aggregation="score"
     )
+
+
+PIXEL_FLAGS = ["--square-pixels", "--video-stream", "first"]
+SQUARED = {"square_pixels": True, "video_stream": "first"}
+
+
+def test_square_pixels_and_the_first_stream_are_part_of_the_view_wherever_they_are_asked_for():
+    """Train, evaluate, score and preview; and where they are not asked for, result keys stay what they were."""
+    view = ViewConfig(num_frames=16, size=224)
+    squared = dataclasses.replace(view, **SQUARED)
+    assert parse(ScoreConfig, [*REQUIRED, *PIXEL_FLAGS], prog="vidray score").effective_view(view) == squared
+    places = REQUIRED[:4]
+    training = parse(TrainConfig, [*places, "--output", "o", *PIXEL_FLAGS], prog="vidray train")
+    evaluation = parse(EvaluateConfig, [*places, *PIXEL_FLAGS], prog="vidray evaluate")
+    previewing = parse(PreviewConfig, [*places, *PIXEL_FLAGS], prog="vidray preview").train_config
+    for config in (training, evaluation, previewing):
+        assert config.view(view).to_dict() == {**config.view(view).to_dict(), **SQUARED}
+    assert parse(ScoreConfig, REQUIRED, prog="vidray score").effective_view(squared) == squared
+    assert not SQUARED.keys() & view.to_dict().keys()
+    assert ViewConfig.from_dict(squared.to_dict()) == squared
 
 
 def test_a_source_may_be_given_often():

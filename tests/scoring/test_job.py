@@ -300,6 +300,21 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, model):
     assert "videos/s of the run of" in text
 
 
+def test_files_that_a_folder_leaves_are_told_by_extension_and_can_be_taken(tmp_path, model):
+    videos, output = tmp_path / "videos", tmp_path / "out"
+    uris = runs.make_bucket(videos, num_videos=3)
+    for name in ("a.bin", "b.BIN", "notes.txt"):
+        (videos / name).write_bytes((videos / "0000.mp4").read_bytes())
+    (videos / ".DS_Store").touch()
+    arguments = runs.command(source=videos, model=model, output=output)
+    expected = "3 other files left: 2 .bin, 1 .txt; --extensions takes more"
+    assert expected in runs.run([*arguments, "--dry-run"])
+    assert expected in runs.run(arguments)
+    assert expected in runs.run(arguments), "also with nothing to score"
+    assert "1 other file left: 1 .txt;" in runs.run([*arguments, "--extensions", ".bin"])
+    runs.assert_each_once(output, [*uris, str(videos / "a.bin"), str(videos / "b.BIN")])
+
+
 def test_a_run_id_is_resumed_only_with_the_configuration_that_it_was_started_with(tmp_path, model):
     videos, output = tmp_path / "videos", tmp_path / "out"
     runs.make_bucket(videos, num_videos=2)
@@ -333,6 +348,7 @@ def test_several_sources_and_a_manifest_are_scored_once_each(tmp_path, model):
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--max-pixels", "-1"], "max_pixels must be positive"),
         (["--stride", "two"], "--stride"),
+        (["--extensions", "asf"], "--extensions: got 'asf', allowed is like .asf"),
     ],
 )
 def test_a_usage_error_says_what_was_got_and_exits_with_2(tmp_path, model, flags, message):

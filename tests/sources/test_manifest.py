@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,20 @@ class TestFolders:
             UsageError, match=r"nothing found in '.*/out': looked for .*\.mp4.*; [12] other files are there"
         ):
             list_sources([tree, f"{tree}/out"])
+
+    def test_what_is_left_is_counted_by_extension_and_can_be_taken(self, tree: str) -> None:
+        left: Counter[str] = Counter()
+        list_sources([tree], left=left)
+        assert left == {".txt": 1, "without extension": 1, ".parquet": 1}, "hidden files and runs are not meant"
+        left.clear()
+        table = list_sources([tree], extensions=[".txt"], left=left)
+        assert names_in(table, tree) == sorted([*VISIBLE, "notes.txt"])
+        assert left == {"without extension": 1, ".parquet": 1}
+
+    def test_a_glob_leaves_nothing_that_was_asked_for(self, tree: str) -> None:
+        left: Counter[str] = Counter()
+        list_sources([f"{tree}/*.mp4"], left=left)
+        assert not left
 
     def test_what_does_not_exist_is_named(self, tree: str) -> None:
         for source in (f"{tree}/nowhere", f"{tree}/nowhere/", f"{tree}/nowhere.mp4", f"{tree}/nowhere.csv"):

@@ -180,11 +180,14 @@ def test_a_corrupt_video_in_each_place_is_counted_and_listed(source, model, tmp_
 
 @pytest.mark.parametrize(
     ("place", "message"),
-    [("train/left", "1 of 12 training videos are bad"), ("val/right", "1 of 4 validation videos failed")],
+    [("train/left", "1 of 12 training videos are bad"), ("val/right", "1 of 4 validation videos are bad")],
 )
 def test_too_many_corrupt_videos_end_the_run(place, message, source, model, tmp_path, capsys, one_thread):
-    corrupt(source / place)
+    bad = corrupt(source / place)
     assert train(source, model, tmp_path / "out") == 3
     error = capsys.readouterr().err
     assert message in error
+    assert f"\n  {bad}: unsupported: " in error
+    (row,) = pq.read_table(tmp_path / "out/bad_videos.parquet").to_pylist()
+    assert (row["uri"], row["status"]) == (bad, "unsupported")
     assert "Traceback" not in error

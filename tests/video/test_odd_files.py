@@ -5,6 +5,7 @@ Each frame is numbered by what it shows; how many there are is what the test dre
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,9 +17,11 @@ import torch
 from torchvision.transforms.v2.functional import resize
 
 from tests.support.videos import frame_numbers, make_video, truncated
-from vidray.types import ViewConfig
+from vidray.types import Limits, ViewConfig
 from vidray.video.decoder import VideoDecoder, full_size, view_crops
+from vidray.video.random_crops import ClipDraw, CropConfig
 from vidray.video.sampling import spread_spans
+from vidray.video.views import decode_views, stream_views
 
 B_FRAMES = {"max_b_frames": 3, "options": {"preset": "medium", "qp": "10", "x264-params": "b-adapt=0:scenecut=0"}}
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
@@ -223,6 +226,62 @@ def test_the_shape_of_pixels_is_told(rotation: int, expected: float) -> None:
     made = make_video(num_frames=3, rotation=rotation, sample_aspect_ratio=Fraction(64, 45))
     _, decoder = whole(made)
     assert decoder.info.sample_aspect_ratio == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("rotation", "resized"), [(0, (68, 142)), (90, (142, 68))])
+def test_pixels_are_squared_where_that_is_asked_for(rotation: int, resized: tuple[int, int]) -> None:
+    """240 pixels of 32:27 are as wide as 284 square ones: at half the size, 142 × 68."""
+    made = make_video(
+        num_frames=4,
+        width=240,
+        height=136,
+        draw=moving_picture,
+        rotation=rotation,
+        sample_aspect_ratio=Fraction(32, 27),
+    )
+    view = ViewConfig(num_frames=4, size=68, num_clips=1, num_crops=3, span="full", square_pixels=True)
+    views_VTHWC, info = decode_views(made, view=view, limits=Limits())
+    assert (info.width, info.height) == ((240, 136) if rotation == 0 else (136, 240)), "as they are stored"
+    with av.open(io.BytesIO(made)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    spare = max(resized) - 68
+    for t, frame in enumerate(frames):
+        upright = torch.from_numpy(np.rot90(frame, rotation // 90).copy())
+        shown = resize(upright.permute(2, 0, 1), list(resized), antialias=True).permute(1, 2, 0).numpy()
+        for crop, at in enumerate((0, spare // 2, spare)):
+            box = shown[:, at : at + 68] if rotation == 0 else shown[at : at + 68]
+            assert np.abs(views_VTHWC[crop, t].astype(int) - box).mean() < 1
+
+
+def test_pixels_of_training_clips_and_streams_are_squared_too() -> None:
+    """48 × 96 pixels of 2:1 are a square picture; what is white in its middle covers a fourth of it."""
+
+    def white_middle(number: int, width: int, height: int) -> np.ndarray:
+        picture = np.zeros((height, width, 3), np.uint8)
+        picture[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = 255
+        return picture
+
+    made = make_video(num_frames=4, width=48, height=96, draw=white_middle, sample_aspect_ratio=Fraction(2))
+    view = ViewConfig(num_frames=4, size=64, num_clips=1, span="full", square_pixels=True)
+    draw = ClipDraw(crop=CropConfig(mode="random", min_short_side=64, max_short_side=64), seed=3)
+    stream = dataclasses.replace(view, span="stream", stride=1)
+    streamed = np.empty(stream.views_shape, np.uint8)
+    next(stream_views(made, view=stream, limits=Limits(), out=streamed))
+    for clip in (decode_views(made, view=view, limits=Limits(), draw=draw)[0][0], streamed[0]):
+        assert (clip > 127).mean() == pytest.approx(0.25, abs=0.01)
+        assert (clip[:, 18:46, 18:46] > 127).all()
+
+
+def test_the_first_stream_is_taken_where_that_is_asked_for() -> None:
+    made = make_video(num_frames=10, num_video_streams=2, container="matroska", default_stream=1)
+    view = dataclasses.replace(WHOLE, size=64, num_frames=10)
+    taken = {
+        which: decode_views(made, view=dataclasses.replace(view, video_stream=which), limits=Limits())[0][0]
+        for which in ("first", "default")
+    }
+    only_first = decode_views(make_video(num_frames=10, container="matroska"), view=view, limits=Limits())[0][0]
+    assert np.array_equal(taken["first"], only_first)
+    assert not np.array_equal(taken["default"], only_first)
 
 
 def test_the_stream_that_the_container_marks_as_default_is_taken() -> None:

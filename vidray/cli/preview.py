@@ -30,7 +30,7 @@ from vidray.training.data.augment import augment_config, crop_config
 from vidray.training.data.clips import ClipSpec, ClipWorker, job_of, time_range_of, video_of
 from vidray.training.data.order import clip_seed, epoch_order
 from vidray.training.plan import label_source
-from vidray.types import Limits, Span, ViewConfig
+from vidray.types import Limits, Span, VideoStream, ViewConfig
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -65,6 +65,10 @@ class PreviewConfig:
     """What a clip spans, as for train."""
     stride: int | None = None
     """Frames between two sampled frames, as for train."""
+    square_pixels: bool = False
+    """Resize pictures from the shape in which a player shows them, as for train."""
+    video_stream: VideoStream | None = None
+    """Which stream of a file with several, as for train."""
     flip: bool = True
     """Mirror every other clip."""
     min_scale: float = TrainConfig.min_scale

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vidray.errors import UsageError
-from vidray.flags import flag_name, parse_pool, parse_views, require, require_deadline, shown_as
+from vidray.flags import VIEW_FLAGS, flag_name, parse_pool, parse_views, require, require_deadline, shown_as
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
-from vidray.types import Aggregation, Limits, Span, ViewConfig
+from vidray.types import Aggregation, Limits, Span, VideoStream, ViewConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -38,6 +38,10 @@ class ScoreConfig:
     output: Annotated[str, shown_as("URI")]
     """The folder that the results go to: predictions/ and _runs/. Give every night the same one."""
 
+    extensions: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown_as(".EXT")] = ()
+    """Also take files with this extension from folders; repeat the flag for several. The usual ones (.mp4, .mkv, …) are
+    taken anyway, and a run counts what it leaves."""
+
     views: Annotated[str | None, shown_as("CLIPSxCROPS")] = None
     """Views per video as CLIPSxCROPS: 5x3, 5x1, 1x1. Default: what the checkpoint was validated with, else 5x1."""
     span: Span | None = None
@@ -48,6 +52,12 @@ class ScoreConfig:
     aggregation: Aggregation | None = None
     """How views become one answer: `prob` (mean of probabilities) or `score` (mean of logits).
     Default: from the checkpoint, else prob."""
+    square_pixels: bool = False
+    """Resize pictures whose pixels are not square from the shape in which a player shows them; for models that were
+    trained so. Default: from the checkpoint, which mostly takes pixels as they are stored."""
+    video_stream: VideoStream | None = None
+    """Which stream of a file with several: the one marked as `default`, or the `first`.
+    Default: from the checkpoint, else default."""
     top_k: int = 5
     """Labels kept per video in the column top_k."""
     streaming: bool = False
@@ -117,6 +127,9 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         require(len(self.source) > 0, "--source", self.source, "at least one")
+        for extension in self.extensions:
+            good = re.fullmatch(r"\.[^./\s]+(\.[^./\s]+)*", extension) is not None
+            require(good and extension == extension.lower(), "--extensions", extension, "like .asf, in lower case")
         require(self.views is None or parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
         for flag in ("top_k", "max_attempts", "fetch_threads"):
             require(getattr(self, flag) >= 1, flag_name(flag), getattr(self, flag), "at least 1")
@@ -169,13 +182,13 @@ class ScoreConfig:
 
         Raises UsageError if --timeline asks for more than one entry per sampled frame.
         """
-        asked: dict[str, Any] = {"span": self.span, "stride": self.stride, "aggregation": self.aggregation}
+        asked: dict[str, Any] = {name: getattr(self, name) for name in VIEW_FLAGS}
         if self.views is not None:
             asked["num_clips"], asked["num_crops"] = parse_views(self.views) or (1, 1)
         if self.streaming:
             asked |= {"span": "stream", "num_clips": 1, "num_crops": 1, "timeline_seconds": self.timeline}
             asked["num_frames"] = min(checkpoint_view.num_frames, MAX_CHUNK_FRAMES)
         try:
-            return dataclasses.replace(checkpoint_view, **{k: v for k, v in asked.items() if v is not None})
+            return dataclasses.replace(checkpoint_view, **{k: v for k, v in asked.items() if v not in (None, False)})
         except ValueError as error:
             raise UsageError(f"--timeline: {error}") from error

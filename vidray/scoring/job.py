@@ -29,7 +29,7 @@ from vidray.scoring.runners.base import Runner, Stages
 from vidray.scoring.runners.choose import make_runner
 from vidray.scoring.stage_specs import MakeRunStages, default_stages
 from vidray.scoring.stages import PREDICTED_SCHEMA
-from vidray.scoring.summary import format_summary, make_summary
+from vidray.scoring.summary import format_files_left, format_summary, make_summary
 from vidray.scoring.timing import StageTimes
 from vidray.scoring.verdict import Tally, Verdict, leave
 from vidray.sources.manifest import list_sources
@@ -107,6 +107,7 @@ class ScoreJob:
             f"would score {plan.rows.num_rows:,} videos ({format_bytes(num_bytes)}) in {plan.shards.count} parts"
         )
         lines += [f"{name}: {untried}" for name, untried in self._untried.items() if untried.count]
+        lines += format_files_left(plan.header.files_left)
         lines.append(self._estimate(plan.rows.num_rows))
         self.progress.clear()
         return "\n".join(lines)
@@ -134,12 +135,13 @@ class ScoreJob:
         listed = self._tally.listed
         if listed is None:
             return "nothing to score: the run is finished"
+        left = "".join(f"\n{line}" for line in format_files_left(listed.files_left))
         if listed.num_already_done == listed.num_listed:
-            return f"nothing new to score: the output holds every listed object ({listed.num_listed:,})"
+            return f"nothing new to score: the output holds every listed object ({listed.num_listed:,}){left}"
         rest = ", ".join(f"{untried} {name}" for name, untried in self._untried.items() if untried.count)
         return (
             f"nothing to score now: listed {listed.num_listed:,}, done before {listed.num_already_done:,}, {rest}. "
-            "--retry-failed tries these again"
+            f"--retry-failed tries these again{left}"
         )
 
     def _end(self, error: BaseException | None) -> None:
@@ -178,7 +180,8 @@ class ScoreJob:
         if not lacks_secrets(plan.rows):
             return plan
         self.progress.stage("listing the sources again, for their signed URLs")
-        return dataclasses.replace(plan, rows=with_secrets(plan.rows, list_sources(self.config.source)))
+        listed = list_sources(self.config.source, extensions=self.config.extensions)
+        return dataclasses.replace(plan, rows=with_secrets(plan.rows, listed))
 
     def _fresh_plan(self) -> Plan:
         self.progress.stage("listing the sources")

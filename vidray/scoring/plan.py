@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -58,6 +59,8 @@ class RunHeader:
     """With an ``ok`` row from before. (In plans of older versions: all that were not planned.)"""
     num_deferred: int = 0
     num_given_up: int = 0
+    files_left: dict[str, int] = field(default_factory=dict)
+    """Files in the folders that do not count as videos, by extension."""
     precision: str = "fp32"
     created_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
@@ -129,7 +132,8 @@ def plan_fresh(
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[Plan, Account]:
     """List the sources, leave out what the output holds, and give what remains a run. Writes nothing."""
-    listed = list_sources(config.source, on_progress=on_progress)
+    left: Counter[str] = Counter()
+    listed = list_sources(config.source, extensions=config.extensions, left=left, on_progress=on_progress)
     account = account_for(
         listed,
         history.read_keys(store),
@@ -150,6 +154,7 @@ def plan_fresh(
         num_already_done=account.num_done,
         num_deferred=account.deferred.count,
         num_given_up=account.given_up.count,
+        files_left=dict(left.most_common()),
         precision=precision,
     )
     return Plan(header=header, rows=rows.cast(PLAN_SCHEMA)), account

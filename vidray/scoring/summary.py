@@ -81,6 +81,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         f"  scored        {summary['num_scored']:>10,}",
         f"  failed        {summary['num_failed']:>10,}{_statuses(summary['failed_by_status'])}",
         *(f"  {name:<12}  {_untried(one)}" for name, one in summary["untried"].items() if one["count"]),
+        *(f"  {line}" for line in format_files_left(summary["files_left"])),
         f"  {timing['num_videos']:,} videos in {format_seconds(timing['seconds'])} "
         f"({start_up} of it start-up), then {rate:.1f} videos/s, "
         f"{timing['videos_per_second_per_predictor']:.1f} per predictor",
@@ -97,6 +98,18 @@ def format_summary(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def format_files_left(left: dict[str, int]) -> list[str]:
+    """A line on the files that lie in the folders and do not count as videos, by extension; none if there are none."""
+    if not left:
+        return []
+    kinds = [f"{count:,} {kind}" for kind, count in left.items()]
+    more = [f"{len(kinds) - _MAX_KINDS} other kinds"] if len(kinds) > _MAX_KINDS else []
+    files = "file" if sum(left.values()) == 1 else "files"
+    kinds = kinds[:_MAX_KINDS] + more
+    return [f"{sum(left.values()):,} other {files} left: {', '.join(kinds)}; --extensions takes more"]
+
+
+_MAX_KINDS = 8
 _TELLING_SECONDS = 10.0
 """A shorter run does not tell which stage holds it back: its stages wait for each other to begin and to end."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -41,7 +42,12 @@ _Start = Callable[[RowCollector, TaskPool], str]
 
 
 def list_sources(
-    sources: Sequence[str], *, num_threads: int = _NUM_THREADS, on_progress: Callable[[int], None] | None = None
+    sources: Sequence[str],
+    *,
+    extensions: Collection[str] = (),
+    left: Counter[str] | None = None,
+    num_threads: int = _NUM_THREADS,
+    on_progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
     """Lists videos.
 
@@ -50,6 +56,8 @@ def list_sources(
             glob (``*``, ``?``, ``[...]`` within a name, ``**`` for any number of folders; every file that matches), one
             object, or a manifest (``.csv``, ``.jsonl``, ``.ndjson``, ``.parquet``) with a column ``uri`` and, if there,
             ``size_bytes``, ``etag`` and ``label``. Relative URIs in it start at its folder.
+        extensions: such as ``.bin``: count as videos in a folder too.
+        left: gets the number of files that lie in the folders and do not count as videos, by extension.
         num_threads: requests at once.
         on_progress: called now and then with the number of rows found so far.
 
@@ -61,13 +69,14 @@ def list_sources(
         UsageError: a source does not exist, holds nothing, or cannot be listed as asked.
         RunError: a store failed while it was listed. There is no partial listing.
     """
-    listings = [(source, partial(_start, locate(source), is_folder=source.endswith("/"))) for source in sources]
-    return _list(listings, num_threads=num_threads, on_progress=on_progress)
+    videos = VideosOnly(extensions)
+    listings = [(source, partial(_start, locate(source), videos, source.endswith("/"))) for source in sources]
+    return _list(listings, left=left, num_threads=num_threads, on_progress=on_progress)
 
 
 def list_folder(folder: Location) -> pa.Table:
     """All videos below a folder; returns and raises what `list_sources` does."""
-    return _list([(folder.uri, partial(_start_folder, folder))])
+    return _list([(folder.uri, partial(_start_folder, folder, VideosOnly()))])
 
 
 def list_records(manifest: Location, records: Iterator[ManifestRecord]) -> pa.Table:
@@ -78,6 +87,7 @@ def list_records(manifest: Location, records: Iterator[ManifestRecord]) -> pa.Ta
 def _list(
     listings: Sequence[tuple[str, _Start]],
     *,
+    left: Counter[str] | None = None,
     num_threads: int = _NUM_THREADS,
     on_progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
@@ -86,6 +96,8 @@ def _list(
     report = (lambda: on_progress(rows.num_rows)) if on_progress else (lambda: None)
     for source, start in listings:
         _collect(source, start, rows, num_threads, report)
+    if left is not None:
+        left.update(rows.left)
     return _merge(rows.table())
 
 
@@ -104,25 +116,26 @@ def _collect(source: str, start: _Start, rows: RowCollector, num_threads: int, r
         raise_run_error(error, f"cannot list {source!r}")
     if rows.num_rows == num_rows:
         num_others = rows.num_skipped - num_skipped
-        others = f"; {num_others} other files are there" if num_others else ""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in rows.left.most_common(5))
+        others = f"; {num_others} other files are there{f' ({kinds})' if kinds else ''}" if num_others else ""
         raise UsageError(f"nothing found in {redact(source)!r}: looked for {looked_for}{others}")
 
 
-def _start(place: Location, rows: RowCollector, tasks: TaskPool, *, is_folder: bool) -> str:
+def _start(place: Location, videos: FileFilter, is_folder: bool, rows: RowCollector, tasks: TaskPool) -> str:
     if _is_glob(place):
         return _start_glob(place, rows, tasks)
     if is_manifest(place):
         return _start_records(read_manifest(place), rows, tasks)
     version = None if is_folder else version_at(place)
     if version is None:
-        return f"an object of this name, or {_start_folder(place, rows, tasks)}"
+        return f"an object of this name, or {_start_folder(place, videos, rows, tasks)}"
     uri, path = spell(place.uri)
     rows.add([uri], [version], paths=[path])
     return "an object of this name"
 
 
-def _start_folder(folder: Location, rows: RowCollector, tasks: TaskPool) -> str:
-    _walk(folder, VideosOnly(), rows, tasks)
+def _start_folder(folder: Location, videos: FileFilter, rows: RowCollector, tasks: TaskPool) -> str:
+    _walk(folder, videos, rows, tasks)
     return f"a folder with names that end in {' '.join(sorted(VIDEO_EXTENSIONS))}"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Collection
 from typing import Protocol
 
 from fsspec.utils import glob_translate
@@ -16,7 +18,6 @@ VIDEO_EXTENSIONS = frozenset(
 
 _HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:_runs|_train)/)")
 """A name that starts with a dot (other than ``.`` and ``..``, which keys may hold), or a folder that vidray writes."""
-_ENDINGS = tuple(VIDEO_EXTENSIONS)
 
 
 class FileFilter(Protocol):
@@ -28,17 +29,33 @@ class FileFilter(Protocol):
     def enters(self, path: str) -> bool:
         """True if files below this folder may be rows."""
 
+    def kind_left(self, path: str) -> str | None:
+        """What a file that is not kept is counted under for the user; None if it was not asked for."""
+
 
 class VideosOnly:
-    """Keeps visible files with a video's extension."""
+    """Keeps visible files with a video's extension.
+
+    Args:
+        more: extensions that count too, such as ``.bin``.
+    """
+
+    def __init__(self, more: Collection[str] = ()) -> None:
+        self._endings = (*VIDEO_EXTENSIONS, *more)
 
     def keeps(self, path: str) -> bool:
         """True for ``a/b.MP4``."""
-        return path.lower().endswith(_ENDINGS) and _HIDDEN.search(path) is None
+        return path.lower().endswith(self._endings) and _HIDDEN.search(path) is None
 
     def enters(self, path: str) -> bool:
         """False for hidden folders and for those of an output."""
         return _HIDDEN.search(f"{path}/") is None
+
+    def kind_left(self, path: str) -> str | None:
+        """Its extension, unless it is hidden."""
+        if _HIDDEN.search(path) is not None:
+            return None
+        return os.path.splitext(path)[1].lower() or "without extension"
 
 
 class GlobMatches:
@@ -61,3 +78,7 @@ class GlobMatches:
         if at >= len(self._folders):
             return self._enters_deeper
         return self._folders[at].match(path) is not None
+
+    def kind_left(self, path: str) -> str | None:
+        """None: the pattern says what is wanted."""
+        return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ class RowCollector:
         self.num_rows = 0
         self.num_skipped = 0
         """Files that were seen and do not count as videos."""
+        self.left: Counter[str] = Counter()
+        """Those of them that the user may have meant, by extension."""
         self._lock = threading.Lock()
         self._columns: list[list[Any]] = [[] for _ in MANIFEST_SCHEMA]
         self._batches: list[pa.RecordBatch] = []
@@ -71,10 +74,11 @@ class RowCollector:
             if len(self._columns[0]) >= _ROWS_PER_BATCH:
                 self._flush()
 
-    def skip(self, count: int) -> None:
-        """Counts files that were seen and do not count as videos."""
+    def skip(self, kinds: Sequence[str | None]) -> None:
+        """Counts files that were seen and do not count as videos; ``kinds``: `FileFilter.kind_left` of each."""
         with self._lock:
-            self.num_skipped += count
+            self.num_skipped += len(kinds)
+            self.left.update(kind for kind in kinds if kind is not None)
 
     def table(self) -> pa.Table:
         """All rows so far, of ``MANIFEST_SCHEMA``, in no particular order."""

@@ -32,7 +32,7 @@ class FsspecWalk(Walk):
             elif self.keep.keeps(name):
                 kept.append(entry)
             else:
-                self.rows.skip(1)
+                self.rows.skip([self.keep.kind_left(name)])
         self._add(kept)
 
     def _add(self, entries: list[dict[str, Any]]) -> None:

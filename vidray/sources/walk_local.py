@@ -22,7 +22,7 @@ class LocalWalk(Walk):
     def _list_folder(self, folder: str, relative: str, above: frozenset[tuple[int, int]]) -> None:
         """``above``: device and inode of the folders on the way to this one, so that a link back up ends."""
         paths: list[str] = []
-        num_skipped = 0
+        left: list[str | None] = []
         try:
             status = os.stat(folder)
             here = (status.st_dev, status.st_ino)
@@ -37,11 +37,11 @@ class LocalWalk(Walk):
                     elif self.keep.keeps(name):
                         paths.append(entry.path)
                     else:
-                        num_skipped += 1
+                        left.append(self.keep.kind_left(name))
         except FileNotFoundError:
             if not relative:  # else it was removed after its parent was listed
                 raise
-        self.rows.skip(num_skipped)
+        self.rows.skip(left)
         for start in range(_FILES_PER_TASK, len(paths), _FILES_PER_TASK):
             self.tasks.spawn(self._add, paths[start : start + _FILES_PER_TASK])
         self._add(paths[:_FILES_PER_TASK])

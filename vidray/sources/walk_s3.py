@@ -94,8 +94,13 @@ class S3Walk(Walk):
     def _add(self, objects: list[dict[str, Any]]) -> None:
         start = len(self.folder_key)
         files = [entry for entry in objects if not entry["Key"].endswith("/")]  # others mark empty folders
-        kept = [entry for entry in files if self.keep.keeps(entry["Key"][start:])]
-        self.rows.skip(len(files) - len(kept))
+        kept = []
+        for entry in files:
+            name = entry["Key"][start:]
+            if self.keep.keeps(name):
+                kept.append(entry)
+            else:
+                self.rows.skip([self.keep.kind_left(name)])
         root = f"{self.folder.root}{self.bucket}/"
         self.rows.add([root + entry["Key"] for entry in kept], [(entry["Size"], etag_of(entry)) for entry in kept])
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vidray.flags import flag_name, parse_views, require, require_deadline
+from vidray.flags import VIEW_FLAGS, flag_name, parse_views, require, require_deadline
 from vidray.storage.redaction import public_uri
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
-from vidray.types import Aggregation, Limits, Span, ViewConfig
+from vidray.types import Aggregation, Limits, Span, VideoStream, ViewConfig
 
 RecipeName = Literal["guide", "videomae"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -149,6 +149,12 @@ class TrainConfig:
     """Frames between two sampled frames, at 30 frames per second. Default: from the model's checkpoint."""
     aggregation: Aggregation | None = None
     """How views become one answer. Default: from the model's checkpoint."""
+    square_pixels: bool = False
+    """Resize pictures whose pixels are not square from the shape in which a player shows them. Default: from the
+    model's checkpoint, which mostly takes pixels as they are stored."""
+    video_stream: VideoStream | None = None
+    """Which stream of a file with several: the one marked as `default`, or the `first`. Default: from the model's
+    checkpoint, else default."""
 
     flip: bool = True
     """Mirror every other training clip. --no-flip where left and right matter."""
@@ -271,7 +277,7 @@ class TrainConfig:
 
     def view(self, base: ViewConfig) -> ViewConfig:
         """The model's view config with what was asked for: that of the last validation and of the checkpoint."""
-        return _override_view(base, self.views, span=self.span, stride=self.stride, aggregation=self.aggregation)
+        return _override_view(base, self)
 
     def settings(self) -> dict[str, Any]:
         """Plain values of all that decides on the result, for an output to refuse a run with others."""
@@ -322,6 +328,11 @@ class EvaluateConfig:
     """Frames between two sampled frames, at 30 frames per second. Default: from the checkpoint."""
     aggregation: Aggregation | None = None
     """How views become one answer. Default: from the checkpoint."""
+    square_pixels: bool = False
+    """Resize pictures whose pixels are not square from the shape in which a player shows them. Default: from the
+    checkpoint."""
+    video_stream: VideoStream | None = None
+    """Which stream of a file with several: `default` or `first`. Default: from the checkpoint."""
     device: Device = "auto"
     """Where the model runs."""
     precision: Precision = "auto"
@@ -351,13 +362,14 @@ class EvaluateConfig:
 
     def view(self, base: ViewConfig) -> ViewConfig:
         """The checkpoint's view config with what was asked for on the command line put in its place."""
-        return _override_view(base, self.views, span=self.span, stride=self.stride, aggregation=self.aggregation)
+        return _override_view(base, self)
 
 
-def _override_view(base: ViewConfig, views: str | None, **asked: Any) -> ViewConfig:
-    if views is not None:
-        asked["num_clips"], asked["num_crops"] = parse_views(views) or (1, 1)
-    return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
+def _override_view(base: ViewConfig, config: TrainConfig | EvaluateConfig) -> ViewConfig:
+    asked: dict[str, Any] = {name: getattr(config, name) for name in VIEW_FLAGS}
+    if config.views is not None:
+        asked["num_clips"], asked["num_crops"] = parse_views(config.views) or (1, 1)
+    return dataclasses.replace(base, **{name: value for name, value in asked.items() if value not in (None, False)})
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from vidray.errors import RunError, TooManyFailuresError
+from vidray.errors import RunError
 from vidray.models.families import Family
 from vidray.models.predict import aggregate, forward_views
-from vidray.training.data.bad_videos import BadVideo
+from vidray.training.data.bad_videos import BadVideo, KeepBadVideos, check_failure_rate
 from vidray.training.data.clips import ClipSpec, MadeClip, job_of
 from vidray.training.data.pools import LocalClipPool, MakeClipPool
 from vidray.training.data.prefetcher import Prefetcher
@@ -46,6 +46,8 @@ class EvalSpec:
     make_pool: MakeClipPool | None = None
     """Where videos are decoded; None: threads of this process."""
     max_failure_rate: float = 1.0
+    keep_bad_videos: KeepBadVideos = lambda table: None
+    """Called on every rank where there are more than that."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -128,13 +130,15 @@ def _check_failures(results: EvalResults, spec: EvalSpec) -> None:
     num_rows, num_failed = spec.table.num_rows, len(results.bad_videos)
     if len(results.logits) + num_failed != num_rows:
         raise RunError(f"{num_rows} videos were to be evaluated, but {len(results.logits)} + {num_failed} were")
-    example = next((f"; for instance {bad.status}: {bad.message}" for bad in results.bad_videos.values()), "")
-    if num_failed > spec.max_failure_rate * num_rows:
-        raise TooManyFailuresError(
-            f"{num_failed} of {num_rows} validation videos failed, more than --max-failure-rate "
-            f"{spec.max_failure_rate:g} allows{example}"
-        )
+    check_failure_rate(
+        spec.table,
+        results.bad_videos,
+        max_rate=spec.max_failure_rate,
+        what="validation",
+        keep=spec.keep_bad_videos,
+    )
     if num_failed == num_rows:
+        example = next((f"; for instance {bad.status}: {bad.message}" for bad in results.bad_videos.values()), "")
         raise RunError(f"none of the {num_rows} videos to evaluate could be decoded{example}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
@@ -20,7 +21,7 @@ from vidray.storage.store import Store
 from vidray.training.config import EvaluateConfig
 from vidray.training.device import choose_device, use_bf16
 from vidray.training.evaluate import EvalResults, EvalSpec, evaluate, video_scores
-from vidray.training.loop.checkpoint_writer import overwrite
+from vidray.training.loop.checkpoint_writer import overwrite, write_bad_videos
 from vidray.training.loop.ranks import Ranks
 from vidray.training.report import draw_report
 
@@ -58,6 +59,7 @@ def evaluate_checkpoint(
         problem_type=checkpoint.meta.problem_type,
         num_decoders=config.decoders,
         max_failure_rate=config.max_failure_rate,
+        keep_bad_videos=functools.partial(write_bad_videos, store) if store is not None else lambda table: None,
     )
     if device.type == "cpu":
         keep_freed_memory()

@@ -13,7 +13,7 @@ import torch
 
 from vidray.storage.store import Store
 from vidray.training import report
-from vidray.training.data.bad_videos import bad_videos_table
+from vidray.training.data.bad_videos import BAD_VIDEOS_FILE, bad_videos_table
 from vidray.training.device import use_bf16
 from vidray.training.evaluate import EvalResults, EvalSpec, evaluate
 from vidray.training.loop.checkpoint_writer import CheckpointWriter
@@ -45,7 +45,7 @@ def finish(
     result = _training_result(loop, spec, plan, metrics)
 
     def add_files(folder: Path) -> None:
-        pq.write_table(_bad_videos(loop, spec, results, plan), folder / "bad_videos.parquet")
+        pq.write_table(_bad_videos(loop, spec, results, plan), folder / BAD_VIDEOS_FILE)
         (folder / "split.parquet").write_bytes(plan.manifest.public().to_parquet())
         if not report.draw_report(folder / "report", metrics, results, spec, metrics_rows=result.metrics_rows):
             log("no report is drawn: matplotlib is not installed (pip install matplotlib)")

@@ -10,6 +10,7 @@ its rows. It is refused if its settings are others.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -95,7 +96,8 @@ def _settings(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _refuse_other_settings(stored: dict[str, Any], asked: dict[str, Any], uri: str, *, is_finished: bool) -> None:
-    different = [name for name in asked if stored.get(name) != asked[name]]
+    defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig)}  # of flags that came later
+    different = [name for name in asked if stored.get(name, defaults.get(name)) != asked[name]]
     if different:
         named = "; ".join(f"{name}: {stored.get(name)!r} there, {asked[name]!r} now" for name in different)
         further = f", and to train this model further --model {uri}" if is_finished else ""

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
-from vidray.training.data.bad_videos import check_failure_rate
+from vidray.training.data.bad_videos import BAD_VIDEOS_FILE, KeepBadVideos, check_failure_rate
 from vidray.training.data.clip_source import make_clip_source
 from vidray.training.data.pools import MakeClipPool
 from vidray.training.device import prepare_torch, use_bf16
 from vidray.training.evaluate import EvalSpec, evaluate
 from vidray.training.finish import finish
 from vidray.training.loop.build import build_model
-from vidray.training.loop.checkpoint_writer import CheckpointWriter
+from vidray.training.loop.checkpoint_writer import CheckpointWriter, write_bad_videos
 from vidray.training.loop.loop import Loop
 from vidray.training.loop.ranks import Ranks
 from vidray.training.loop.task import TrainingTask
@@ -61,8 +63,9 @@ def run_worker(config: TrainConfig, context: WorkerContext, *, plan: TrainingPla
     writer = CheckpointWriter(store, num_kept=config.keep_states, log=context.log, check_lease=context.check_lease)
     trackers = Trackers(config) if ranks.is_first else None
     try:
-        spec = make_eval_spec(config, plan, make_pool=context.make_pool)
-        loop = _make_loop(task, spec, context, writer, trackers)
+        keep = functools.partial(_keep_bad_videos, store=store, context=context)
+        spec = make_eval_spec(config, plan, make_pool=context.make_pool, keep_bad_videos=keep)
+        loop = _make_loop(task, spec, plan.manifest.rows_of("train"), context, writer, trackers)
         _resume(loop, writer, context)
         loop.run()
         writer.finish()
@@ -74,7 +77,20 @@ def run_worker(config: TrainConfig, context: WorkerContext, *, plan: TrainingPla
             trackers.close()
 
 
-def make_eval_spec(config: TrainConfig, plan: TrainingPlan, *, make_pool: MakeClipPool | None = None) -> EvalSpec:
+def _keep_bad_videos(table: pa.Table, *, store: Store, context: WorkerContext) -> str:
+    if context.ranks.is_first:
+        context.check_lease()
+        write_bad_videos(store, table)
+    return store.uri_for(BAD_VIDEOS_FILE)
+
+
+def make_eval_spec(
+    config: TrainConfig,
+    plan: TrainingPlan,
+    *,
+    make_pool: MakeClipPool | None = None,
+    keep_bad_videos: KeepBadVideos = lambda table: None,
+) -> EvalSpec:
     """How the validation part is evaluated in the end: with all views."""
     return EvalSpec(
         table=plan.manifest.rows_of("val"),
@@ -85,6 +101,7 @@ def make_eval_spec(config: TrainConfig, plan: TrainingPlan, *, make_pool: MakeCl
         num_decoders=config.decoders,
         make_pool=make_pool,
         max_failure_rate=config.max_failure_rate,
+        keep_bad_videos=keep_bad_videos,
     )
 
 
@@ -104,14 +121,23 @@ def _make_task(config: TrainConfig, plan: TrainingPlan, context: WorkerContext) 
 
 
 def _make_loop(
-    task: TrainingTask, spec: EvalSpec, context: WorkerContext, writer: CheckpointWriter, trackers: Trackers | None
+    task: TrainingTask,
+    spec: EvalSpec,
+    rows: pa.Table,
+    context: WorkerContext,
+    writer: CheckpointWriter,
+    trackers: Trackers | None,
 ) -> Loop:
     one_view = dataclasses.replace(spec, view=dataclasses.replace(spec.view, num_clips=1, num_crops=1))
     autocast = use_bf16(task.config.precision, context.ranks.device)
 
     def validate(model: torch.nn.Module) -> dict[str, Any]:
         check_failure_rate(
-            task.clips.bad_videos, num_videos=task.clips.num_samples, max_rate=task.config.max_failure_rate
+            rows,
+            task.clips.bad_videos,
+            max_rate=task.config.max_failure_rate,
+            what="training",
+            keep=spec.keep_bad_videos,
         )
         figures, _ = evaluate(model, one_view, context.ranks, autocast=autocast)
         figures = {name: value for name, value in figures.items() if isinstance(value, int | float)}

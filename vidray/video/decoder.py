@@ -32,7 +32,7 @@ import numpy.ma
 from av.video.reformatter import VideoReformatter
 
 from vidray.errors import VideoError
-from vidray.types import ClipSpan, Limits, Status, VideoInfo, ViewConfig
+from vidray.types import ClipSpan, Limits, Status, VideoInfo, VideoStream, ViewConfig
 from vidray.video.byte_sources import SeekableFile, as_file, is_text, size_and_head
 from vidray.video.file_size import HEAD_BYTES, promised_size
 from vidray.video.frame_converters import Crops, DrawnCrops, FullSize, Picture, Resizer, orientation_of
@@ -68,6 +68,7 @@ class VideoDecoder:
         data: bytes | memoryview | SeekableFile,
         limits: Limits | None = None,
         *,
+        video_stream: VideoStream = "default",
         num_threads: int = 1,
         max_kept_bytes: int = MAX_KEPT_BYTES,
         is_streamed: bool = False,
@@ -76,6 +77,7 @@ class VideoDecoder:
 
         Args:
             data: the file's bytes, or for ``stream`` also something to read them from.
+            video_stream: which of several, as in ``ViewConfig``.
             num_threads: of the codec. One is right where several decoders run side by side.
             is_streamed: for ``stream`` alone: nothing is kept that grows with the length of the video.
 
@@ -83,7 +85,7 @@ class VideoDecoder:
             VideoError: CORRUPT, UNSUPPORTED, NO_VIDEO or TOO_LARGE.
         """
         self._limits = limits or Limits()
-        self._data, self._num_threads = data, num_threads
+        self._data, self._num_threads, self._which = data, num_threads, video_stream
         self._open()
         self._time_base = Fraction(self._stream.time_base or Fraction(1, av.time_base))
         is_small = isinstance(data, bytes | memoryview) and len(data) <= max_kept_bytes
@@ -111,7 +113,7 @@ class VideoDecoder:
 
     def _open(self) -> None:
         self._container = _open(self._data, self._limits)
-        self._stream = _video_stream(self._container)
+        self._stream = _video_stream(self._container, self._which)
         codec, limit = self._stream.codec_context, self._limits.max_pixels
         if codec is None:
             raise VideoError(Status.UNSUPPORTED, "no decoder for the video stream's codec")
@@ -186,16 +188,15 @@ class VideoDecoder:
             codec=codec.codec.canonical_name,
             num_frames_expected=self._num_expected,
             num_frames_decoded=self._num_decoded,
-            sample_aspect_ratio=self._pixel_aspect(),
+            sample_aspect_ratio=1 / self.pixel_aspect if self._is_turned else self.pixel_aspect,
             num_time_jumps=self._num_joins,
         )
 
-    def _pixel_aspect(self) -> float:
-        """Of a frame as displayed. What is not said or absurd is square."""
+    @property
+    def pixel_aspect(self) -> float:
+        """Width of a pixel by its height, as stored. What is not said or absurd is square."""
         ratio = self._stream.sample_aspect_ratio or Fraction(1)
-        if not 0.05 <= ratio <= 20:
-            return 1.0
-        return float(1 / ratio if self._is_turned else ratio)
+        return float(ratio) if 0.05 <= ratio <= 20 else 1.0
 
     # -- frames -------------------------------------------------------------------------------------------------------
 
@@ -392,14 +393,15 @@ def _why_not_opened(data: bytes | memoryview | SeekableFile, error: Exception) -
     return Status.CORRUPT, "not a video, or damaged beyond recognition" if head else "empty"
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The first video stream that the container marks as its default, or else the first, as PyTorchVideo. A cover
-    picture is none."""
+def _video_stream(container: av.container.InputContainer, which: VideoStream) -> av.VideoStream:
+    """``default``: the first video stream that the container marks so, or else the first. ``first``: as PyTorchVideo.
+    A cover picture is none."""
     kinds = av.stream.Disposition
     streams = [stream for stream in container.streams.video if not stream.disposition & kinds.attached_pic]
     if not streams:
         raise VideoError(Status.NO_VIDEO, "no video stream")
-    return next((stream for stream in streams if stream.disposition & kinds.default), streams[0])
+    marked = [stream for stream in streams if stream.disposition & kinds.default and which == "default"]
+    return (marked or streams)[0]
 
 
 def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
@@ -432,20 +434,25 @@ def full_size() -> FullSize:
     return FullSize(VideoReformatter())
 
 
-def view_crops(view: ViewConfig) -> Crops:
-    """A converter to the crops of a view config, for ``VideoDecoder.sample``."""
+def view_crops(view: ViewConfig, *, pixel_aspect: float = 1.0) -> Crops:
+    """A converter to the crops of a view config, for ``VideoDecoder.sample``.
+
+    Args:
+        pixel_aspect: the file's, where the picture is to be squared.
+    """
     return Crops(
         short_side=view.short_side or view.size,
         squeeze=view.squeeze,
         size=view.size,
         num_crops=view.num_crops,
+        pixel_aspect=pixel_aspect,
         resizer=_resizer(),
     )
 
 
-def drawn_crops(size: int, draw: ClipDraw) -> DrawnCrops:
-    """A converter to the crops of one training clip, for ``VideoDecoder.sample``."""
-    return DrawnCrops(size=size, draw=draw, resizer=_resizer(), box_resizer=_resizer())
+def drawn_crops(size: int, draw: ClipDraw, *, pixel_aspect: float = 1.0) -> DrawnCrops:
+    """A converter to the crops of one training clip; as `view_crops`."""
+    return DrawnCrops(size=size, draw=draw, pixel_aspect=pixel_aspect, resizer=_resizer(), box_resizer=_resizer())
 
 
 def _resizer() -> Resizer:

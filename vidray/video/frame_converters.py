@@ -29,9 +29,9 @@ def orientation_of(frame: Any) -> Orientation:
     return UPRIGHT if matrix is None else Orientation.from_display_matrix(memoryview(matrix))
 
 
-def displayed_size(frame: Any) -> tuple[int, int]:
-    """(height, width) of a frame as displayed."""
-    return orientation_of(frame).size(frame.height, frame.width)
+def displayed_size(frame: Any, pixel_aspect: float = 1.0) -> tuple[int, int]:
+    """(height, width) of a frame as displayed, whose stored pixels are ``pixel_aspect`` times as wide as high."""
+    return orientation_of(frame).size(frame.height, max(1, round(frame.width * pixel_aspect)))
 
 
 class FullSize:
@@ -67,7 +67,7 @@ class Resizer:
         Args:
             picture: (height, width) to which the whole frame is resized, as displayed.
         """
-        if max(frame.height, frame.width) > MAX_ASPECT * min(frame.height, frame.width):
+        if max(picture) > MAX_ASPECT * min(picture):
             return self._cut_strip(frame, picture, boxes)
         orientation = orientation_of(frame)
         # Resized before it is turned: turning is then a view of few pixels.
@@ -102,12 +102,15 @@ class Resizer:
 class Crops:
     """Converts frames to (num_crops, size, size, 3) uint8 RGB: the crops of a view config."""
 
-    def __init__(self, *, short_side: int, squeeze: bool, size: int, num_crops: int, resizer: Resizer) -> None:
+    def __init__(
+        self, *, short_side: int, squeeze: bool, size: int, num_crops: int, pixel_aspect: float, resizer: Resizer
+    ) -> None:
         self._short_side, self._squeeze, self._size, self._num_crops = short_side, squeeze, size, num_crops
-        self._resizer = resizer
+        self._pixel_aspect, self._resizer = pixel_aspect, resizer
 
     def __call__(self, frame: Any) -> Picture:
-        picture = resized_size(*displayed_size(frame), short_side=self._short_side, squeeze=self._squeeze)
+        shown = displayed_size(frame, self._pixel_aspect)
+        picture = resized_size(*shown, short_side=self._short_side, squeeze=self._squeeze)
         offsets = crop_offsets(*picture, size=self._size, num_crops=self._num_crops)
         boxes = [(top, left, self._size, self._size) for top, left in offsets]
         return np.stack(self._resizer.cut(frame, picture, boxes))
@@ -119,16 +122,19 @@ class DrawnCrops:
     The first frame draws it; should the picture's size change later in the stream, it is resized as the first was.
     """
 
-    def __init__(self, *, size: int, draw: ClipDraw, resizer: Resizer, box_resizer: Resizer) -> None:
+    def __init__(
+        self, *, size: int, draw: ClipDraw, pixel_aspect: float, resizer: Resizer, box_resizer: Resizer
+    ) -> None:
         """Args:
         box_resizer: brings the box to ``size``; another one, because each remembers one conversion.
         """
-        self._size, self._draw, self._resizer, self._box_resizer = size, draw, resizer, box_resizer
+        self._size, self._draw, self._pixel_aspect = size, draw, pixel_aspect
+        self._resizer, self._box_resizer = resizer, box_resizer
         self._box: DrawnBox | None = None
 
     def __call__(self, frame: Any) -> Picture:
         if self._box is None:
-            self._box = draw_box(*displayed_size(frame), size=self._size, draw=self._draw)
+            self._box = draw_box(*displayed_size(frame, self._pixel_aspect), size=self._size, draw=self._draw)
         box = self._box
         image = self._resizer.cut(frame, box.picture, [(box.top, box.left, box.height, box.width)])[0]
         if image.shape[:2] != (self._size, self._size):

@@ -17,6 +17,7 @@ from vidray.errors import VideoError
 from vidray.types import WHOLE_FILE, ClipSpan, Limits, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.byte_sources import SeekableFile
 from vidray.video.decoder import VideoDecoder, drawn_crops, view_crops
+from vidray.video.frame_selector import Convert
 from vidray.video.random_crops import ClipDraw
 from vidray.video.sampling import random_span, spans_within, spread_spans, stream_chunks
 
@@ -49,8 +50,12 @@ def decode_views(
         raise ValueError(f"a training clip is one view, got num_clips={view.num_clips}, num_crops={view.num_crops}")
     started = time.perf_counter()
     views_VTHWC = _output(view, out)
-    with VideoDecoder(data, limits) as decoder:
-        convert = view_crops(view) if draw is None else drawn_crops(view.size, draw)
+    with VideoDecoder(data, limits, video_stream=view.video_stream) as decoder:
+        aspect = decoder.pixel_aspect if view.square_pixels else 1.0
+        if draw is None:
+            convert: Convert = view_crops(view, pixel_aspect=aspect)
+        else:
+            convert = drawn_crops(view.size, draw, pixel_aspect=aspect)
         clips = decoder.sample(
             _spans(decoder.duration, view, time_range, draw), num_frames=view.num_frames, convert=convert
         )
@@ -79,8 +84,9 @@ def stream_views(
         VideoError: TOO_LARGE, UNSUPPORTED, NO_VIDEO or CORRUPT, with the first chunk; UNSUPPORTED also later.
     """
     frames_THWC = out[0]
-    with VideoDecoder(file, limits, is_streamed=True) as decoder:
-        pictures = decoder.stream(view, convert=view_crops(view))
+    with VideoDecoder(file, limits, video_stream=view.video_stream, is_streamed=True) as decoder:
+        aspect = decoder.pixel_aspect if view.square_pixels else 1.0
+        pictures = decoder.stream(view, convert=view_crops(view, pixel_aspect=aspect))
         for chunk in stream_chunks(view):
             num_frames = 0
             for picture in itertools.islice(pictures, chunk.num_frames):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from vidray.errors import TooManyFailuresError
 
+BAD_VIDEOS_FILE = "bad_videos.parquet"
 BAD_VIDEOS_SCHEMA = pa.schema([(name, pa.string()) for name in ("uri", "label", "split", "status", "error")])
+
+KeepBadVideos = Callable[[pa.Table], str | None]
+"""Puts a table of BAD_VIDEOS_SCHEMA where the user finds it, and says where; None if there is no such place."""
+
+_NUM_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +43,23 @@ def bad_videos_table(table: pa.Table, bad_videos: Mapping[int, BadVideo]) -> pa.
     return pa.table(dict(zip(BAD_VIDEOS_SCHEMA.names, columns, strict=True)), schema=BAD_VIDEOS_SCHEMA)
 
 
-def check_failure_rate(bad_videos: Mapping[int, BadVideo], *, num_videos: int, max_rate: float) -> None:
-    """Raises TooManyFailuresError if more than ``max_rate`` of the training videos are bad."""
-    if len(bad_videos) <= max_rate * num_videos:
+def check_failure_rate(
+    table: pa.Table, bad_videos: Mapping[int, BadVideo], *, max_rate: float, what: str, keep: KeepBadVideos
+) -> None:
+    """Raises TooManyFailuresError if more than ``max_rate`` of the videos in ``table`` are bad; ``keep`` comes first.
+
+    Args:
+        what: which videos these are, in a word.
+    """
+    if len(bad_videos) <= max_rate * table.num_rows:
         return
+    listed = bad_videos_table(table, bad_videos)
+    where = keep(listed)
     counts = Counter(bad.status for bad in bad_videos.values())
     named = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    shown = listed.slice(0, _NUM_SHOWN).to_pylist()
     raise TooManyFailuresError(
-        f"{len(bad_videos)} of {num_videos} training videos are bad ({named}); --max-failure-rate allows {max_rate:g}"
+        f"{len(bad_videos)} of {table.num_rows} {what} videos are bad ({named}); --max-failure-rate allows "
+        f"{max_rate:g}. {f'All are listed in {where}, such as' if where else 'Such as'}:"
+        + "".join(f"\n  {row['uri']}: {row['status']}: {row['error']}" for row in shown)
     )

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from vidray.storage.store import Store
+from vidray.training.data.bad_videos import BAD_VIDEOS_FILE
 from vidray.training.loop.background import BackgroundThread
 from vidray.training.loop.ranks import Ranks
 from vidray.training.loop.state import DamagedStateError, State, StateStore, Tensors
@@ -87,6 +92,14 @@ class CheckpointWriter:
         # Each kept state names one of the last bests, and one more may be on its way.
         self._bests.keep_last(self._num_kept + 1)
         overwrite(self._store, METRICS_FILE, state.texts[METRICS_FILE].encode())
+
+
+def write_bad_videos(store: Store, table: pa.Table) -> str:
+    """Put ``bad_videos.parquet`` into the output, or replace it; returns its URI."""
+    data = io.BytesIO()
+    pq.write_table(table, data)
+    overwrite(store, BAD_VIDEOS_FILE, data.getvalue())
+    return store.uri_for(BAD_VIDEOS_FILE)
 
 
 def overwrite(store: Store, path: str, data: bytes) -> None:
