@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -77,6 +78,33 @@ def joined(container: str) -> bytes:
     return b"".join(make_video(num_frames=number, container=container, **B_FRAMES) for number in (40, 50))
 
 
+def packed_b_frames() -> bytes:
+    """An AVI as DivX wrote it: a B-frame lies in the packet of the frame before it in the file, and in its own place
+    there is one that is not coded (ISO/IEC 14496-2, `vop_coded` 0). The "p" in the encoder's name says so."""
+    made = make_video(num_frames=60, container="avi", codec="mpeg4", max_b_frames=1, options=SHARP)
+    sink = io.BytesIO()
+    with av.open(io.BytesIO(made)) as source, av.open(sink, "w", format="avi") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        coded = [bytes(packet) for packet in source.demux(video=0) if packet.size]
+        coded[0] = re.sub(rb"Lavc[0-9.]+", b"DivX503b1393p", coded[0])
+        for number, payload in enumerate(coded):
+            is_packed = number > 0 and is_b_frame(payload)
+            follows = number > 0 and number + 1 < len(coded) and is_b_frame(coded[number + 1])
+            data = NOT_CODED if is_packed else payload + (coded[number + 1] if follows else b"")
+            packet = av.Packet(data)
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 30), number, number
+            packet.is_keyframe = number == 0
+            target.mux(packet)
+    return sink.getvalue()
+
+
+NOT_CODED = bytes.fromhex("000001b6504f")
+
+
+def is_b_frame(packet: bytes) -> bool:
+    return packet[packet.index(b"\0\0\1\xb6") + 4] >> 6 == 2
+
+
 INTACT: dict[str, tuple[Callable[[], bytes], list[int]]] = {
     "mp4": (lambda: make_video(num_frames=60, **B_FRAMES), [*range(60)]),
     "fragmented mp4": (lambda: make_video(num_frames=60, container_options=FRAGMENTED), [*range(60)]),
@@ -107,6 +135,11 @@ INTACT: dict[str, tuple[Callable[[], bytes], list[int]]] = {
         ),
         [*range(60)],
     ),
+    "asf": (
+        lambda: make_video(num_frames=60, container="asf", codec="msmpeg4", options=SHARP),
+        [*range(60)],
+    ),
+    "avi with packed B-frames": (packed_b_frames, [*range(60)]),
     "mpeg": (
         lambda: make_video(num_frames=60, container="mpeg", codec="mpeg2video", max_b_frames=2, options=SHARP),
         [*range(60)],
@@ -159,6 +192,16 @@ CUT: dict[str, Callable[[], bytes]] = {
     "webm": lambda: make_video(num_frames=30, container="webm", codec="libvpx-vp9", options=SHARP),
     "avi": lambda: make_video(num_frames=60, container="avi", codec="ffv1"),
     "avi of H.264 with B-frames": lambda: make_video(num_frames=60, container="avi", **B_FRAMES),
+    "avi of MPEG-4": lambda: make_video(num_frames=60, container="avi", codec="mpeg4", options=SHARP),
+    "asf": lambda: make_video(num_frames=300, container="asf", codec="msmpeg4", options=SHARP),
+    "mkv without DURATION": lambda: make_video(num_frames=60, container="matroska").replace(b"DURATION", b"LOCATION"),
+    "HEVC": lambda: make_video(num_frames=60, codec="libx265", container_options={"movflags": "faststart"}),
+    "variable rate": lambda: make_video(
+        num_frames=30,
+        pts=[i * i for i in range(30)],
+        time_base=Fraction(1, 1000),
+        container_options={"movflags": "faststart"},
+    ),
 }
 
 

@@ -361,8 +361,8 @@ class VideoDecoder:
         if self._stream.frames:
             return max(0, self._stream.frames - self.timeline.num_packets)
         promised = _tagged_duration(self._stream)
-        if promised is None:
-            return 0
+        if promised is None:  # of what there is, in proportion
+            return max(1, round(self.timeline.num_packets * (promised_bytes / num_bytes - 1)))
         missing = promised - self._end_pts * self._time_base  # tags count from second 0, not from the stream's start
         num_frames = missing * (self._stream.average_rate or 1 / (self._default_duration * self._time_base))
         return round(num_frames) if num_frames > 2 else 0

@@ -6,11 +6,13 @@ HEAD_BYTES = 4096
 """What ``promised_size`` wants to see."""
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def promised_size(head: bytes) -> int | None:
-    """Bytes that an AVI's (RIFF) or a Matroska's (RFC 8794, RFC 9559) first chunk reaches to. None: it does not say,
-    or is another kind of file.
+    """Bytes that an AVI's (RIFF) or a Matroska's (RFC 8794, RFC 9559) first chunk reaches to, or that an ASF's file
+    properties say (ASF specification, 3.2). None: it does not say, or is another kind of file.
 
     Args:
         head: the file's first ``HEAD_BYTES`` bytes.
@@ -23,6 +25,8 @@ def promised_size(head: bytes) -> int | None:
         if header is not None and head[start + header : start + header + 4] == _SEGMENT:
             segment, start = _variable_size(head, start + header + 4)
             return None if segment is None else start + segment
+    if head[:16] == _ASF_HEADER and (at := head.find(_ASF_FILE_PROPERTIES)) > 0:
+        return int.from_bytes(head[at + 40 : at + 48], "little") or None  # after two GUIDs and the object's size
     return None
 
 

@@ -4,12 +4,14 @@ What is repaired, as players do:
 
 - Times that start anew (files put one behind the other, the cells of a DVD) or jump far ahead: what follows is moved
   to where the last packet ended.
-- AVI stores no pts. FFmpeg's guess for H.264 and HEVC is in the order of storage, so that the times of reordered
-  frames would jump back and forth; a frame gets the first time that is not yet taken.
+- AVI stores no pts. FFmpeg's guess for H.264 and HEVC, and for MPEG-4 whose B-frames share a packet with another frame
+  (DivX), is in the order of storage, so that the times of reordered frames would jump back and forth; a frame gets the
+  first time that is not yet taken.
 """
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -25,6 +27,8 @@ _JOINED_FORMATS = frozenset({"mpegts", "mpeg", "flv"})
 
 _UNGUESSED_CODECS = frozenset({"h264", "hevc"})
 """FFmpeg finds out the pts of other codecs' frames in AVI."""
+_PACKED = re.compile(rb"DivX\d+(?:b|Build)\d+p")
+"""What an MPEG-4 encoder calls itself if it packs B-frames together with others."""
 
 
 class PacketTimes:
@@ -39,6 +43,8 @@ class PacketTimes:
         self._default_duration = default_duration
         self.in_storage_order = format_name == "avi" and codec_name in _UNGUESSED_CODECS
         """True: a decoded frame has the first pts that is not yet taken, not its packet's."""
+        self._may_be_packed = format_name == "avi" and codec_name == "mpeg4"
+        """Until the first packet."""
         self._offset = 0
         self._next_dts: int | None = None
         self.num_joins = 0
@@ -51,6 +57,8 @@ class PacketTimes:
 
     def repair(self, packet: Any) -> None:
         """Sets the packet's pts and dts."""
+        if self._may_be_packed:
+            self.in_storage_order, self._may_be_packed = _PACKED.search(bytes(packet)) is not None, False
         if self.in_storage_order and packet.dts is not None:
             packet.pts = packet.dts
         if packet.dts is not None:
