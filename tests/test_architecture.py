@@ -34,7 +34,7 @@ ORDER = {
     ],
     "sources": [
         *("patterns", "task_pool", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),
-        *("manifest_file", "manifest", "splits", "label_formats", "label_sources", "labels"),
+        *("manifest_file", "manifest", "signed_urls", "splits", "label_formats", "label_sources", "labels"),
     ],
     "sandbox": ["landlock", "seccomp", "confinement", "protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "convert"],

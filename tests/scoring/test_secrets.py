@@ -13,6 +13,7 @@ from tests.support.http_server import FileServer
 from vidray.errors import RunError
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
+from vidray.storage import redaction
 
 OLD, NEW = "5ec2e7old", "5ec2e7new"
 
@@ -64,3 +65,22 @@ def _breaks(*_: object) -> None:
 
 def _names() -> list[str]:
     return [*(f"{number:04d}.mp4" for number in range(3)), "gone.mp4"]
+
+
+def test_a_parameter_that_is_named_as_secret_is_in_no_row_and_no_message(tmp_path, model, runner, monkeypatch, capfd):
+    """Workers are other processes, on other machines perhaps; what they say of a failure goes into the rows."""
+    monkeypatch.setattr(redaction, "_extra", frozenset())
+    redaction.configure(["key"])
+    runs.make_bucket(tmp_path / "videos", num_videos=2)
+    manifest = tmp_path / "videos.csv"
+    with FileServer(tmp_path / "videos") as server:
+        manifest.write_text(
+            f"uri,size_bytes,etag\n{server.url}/0000.mp4?key=5ec2e7,,x\n{server.url}/0001.mp4?key=5ec2e7,,x\n"
+        )
+        server.refused.add("/0001.mp4?key=5ec2e7")
+        places = {"source": (str(manifest),), "model": str(model), "output": str(tmp_path / "out")}
+        ScoreJob(ScoreConfig(**places, views="1x1", span="full", max_failure_rate=1.0, runner=runner)).run()
+    assert_no_secret(tmp_path / "out")
+    statuses = {row["uri"]: row["status"] for row in runs.read_rows(tmp_path / "out")}
+    assert statuses[f"{server.url}/0001.mp4"] == "access_denied"
+    assert "5ec2e7" not in "".join(capfd.readouterr())

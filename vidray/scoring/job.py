@@ -23,7 +23,7 @@ from vidray.scoring import history, output
 from vidray.scoring.accounting import Untried
 from vidray.scoring.collector import MAX_LOSSES, Collector, LossCounter
 from vidray.scoring.config import ScoreConfig
-from vidray.scoring.plan import Plan, RunHeader, commit_plan, find_resumable, lacks_secrets, plan_fresh, with_secrets
+from vidray.scoring.plan import Plan, RunHeader, commit_plan, find_resumable, plan_fresh
 from vidray.scoring.progress import Progress, format_bytes, format_seconds
 from vidray.scoring.runners.base import Runner, Stages
 from vidray.scoring.runners.choose import make_runner
@@ -33,6 +33,7 @@ from vidray.scoring.summary import format_files_left, format_summary, make_summa
 from vidray.scoring.timing import StageTimes
 from vidray.scoring.verdict import Tally, Verdict, leave
 from vidray.sources.manifest import list_sources
+from vidray.sources.signed_urls import lacks_secrets, with_secrets
 from vidray.storage.lease import Lease
 from vidray.storage.redaction import public_uri
 from vidray.storage.store import Store

@@ -26,6 +26,7 @@ from vidray.scoring.accounting import Account, account_for
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.output import Shards
 from vidray.sources.manifest import list_sources
+from vidray.sources.signed_urls import without_secrets
 from vidray.storage.redaction import public_uri
 from vidray.storage.store import Store
 
@@ -178,38 +179,12 @@ def commit_plan(store: Store, plan: Plan) -> Plan:
     """Create the run's plan.parquet; if another driver was first with this run id, adopt its plan."""
     path = history.run_file(plan.header.run_id, "plan.parquet")
     try:
-        store.create(path, output.parquet_bytes(_without_secrets(plan.rows), asdict(plan.header)))
+        store.create(path, output.parquet_bytes(without_secrets(plan.rows), asdict(plan.header)))
     except FileExistsError:
         winner = load_plan(store, plan.header.run_id)
         _check_same(winner.header, source=plan.header.source, result_key=plan.header.result_key)
         return winner
     return plan
-
-
-def _without_secrets(rows: pa.Table) -> pa.Table:
-    """Rows as they may be stored: an empty ``path`` in place of a URL that opens its object."""
-    is_secret = pc.and_(_is_url(rows), pc.is_valid(rows["path"]))
-    paths = pc.if_else(is_secret, pa.scalar(b""), rows["path"])
-    return rows.set_column(rows.schema.get_field_index("path"), "path", paths.cast(pa.binary()))
-
-
-def lacks_secrets(rows: pa.Table) -> bool:
-    """True if the sources must be listed again to open what these rows of a stored plan name."""
-    return bool(pc.any(pc.and_(_is_url(rows), pc.fill_null(pc.equal(rows["path"], b""), False))).as_py())
-
-
-def with_secrets(rows: pa.Table, listed: pa.Table) -> pa.Table:
-    """Rows of a stored plan with the signed URLs of a new listing. What is not listed any more stays without."""
-    paths = dict(zip(listed["uri"].to_pylist(), listed["path"].to_pylist(), strict=True))
-    filled = [
-        paths.get(uri) if path == b"" else path
-        for uri, path in zip(rows["uri"].to_pylist(), rows["path"].to_pylist(), strict=True)
-    ]
-    return rows.set_column(rows.schema.get_field_index("path"), "path", pa.array(filled, pa.binary()))
-
-
-def _is_url(rows: pa.Table) -> pa.ChunkedArray:
-    return pc.match_substring_regex(rows["uri"], r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def load_plan(store: Store, run_id: str) -> Plan:

@@ -18,6 +18,7 @@ from vidray.sources.manifest_file import is_manifest, parse_records
 from vidray.sources.patterns import VIDEO_EXTENSIONS
 from vidray.sources.splits import split_of
 from vidray.storage.location import Location
+from vidray.storage.redaction import public_uri
 from vidray.types import VideoRef
 
 _FILE_COLUMNS = ("file", "filename", "youtube_id")
@@ -172,7 +173,7 @@ def _read_table(
 def _videos_by_uri(table: Location, rows: list[dict[str, Any]]) -> list[_TableVideo]:
     records = list(parse_records(table, rows))
     listed = {row["uri"]: _ref(row) for row in list_records(table, iter(records)).to_pylist()}
-    return [_TableVideo(video=listed[record.place.uri]) for record in records]
+    return [_TableVideo(video=listed[public_uri(record.place.uri)]) for record in records]
 
 
 def _video_by_file(

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections import Counter
@@ -23,9 +24,9 @@ import pyarrow.parquet as pq
 
 from vidray.errors import UsageError
 from vidray.sources.label_sources import LabelledRow, read_source
+from vidray.sources.signed_urls import without_secrets
 from vidray.sources.splits import SPLITS, UCF101_GROUP, choose_validation, compile_group_regex, group_of
 from vidray.storage.location import locate
-from vidray.storage.redaction import is_url
 
 LABELLED_SCHEMA = pa.schema(
     [
@@ -120,12 +121,8 @@ class LabelledManifest:
         return len(self.indices(split))
 
     def public(self) -> LabelledManifest:
-        """The same without the URLs that open its videos: what may be published."""
-        paths = self.table["path"].to_pylist()
-        kept = [None if is_url(uri) else path for uri, path in zip(self.table["uri"].to_pylist(), paths, strict=True)]
-        index = self.table.schema.get_field_index("path")
-        table = self.table.set_column(index, self.table.schema.field("path"), pa.array(kept, pa.binary()))
-        return LabelledManifest(table=table, labels=self.labels)
+        """The same without the signed URLs that open its videos: what may be stored."""
+        return dataclasses.replace(self, table=without_secrets(self.table))
 
     def to_parquet(self) -> bytes:
         """A Parquet file with the table, and the labels in its metadata; equal manifests give equal bytes."""

@@ -51,8 +51,13 @@ def public_uri(uri: str) -> str:
 
 
 def redact(text: str) -> str:
-    """A message with every URL in it as its public one."""
-    return _URL_IN_TEXT.sub(lambda match: public_uri(match[0]), text)
+    """A message in which no URL has credentials or parameters: a redirect may have secrets of any name."""
+    return _URL_IN_TEXT.sub(lambda match: _without_query(match[0]), text)
+
+
+def _without_query(url: str) -> str:
+    base, has_query, _ = _USER.sub(r"\1", url, count=1).partition("?")
+    return f"{base}?…" if has_query else base
 
 
 def is_url(uri: str) -> bool:

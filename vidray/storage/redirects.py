@@ -13,7 +13,7 @@ import socket
 from types import SimpleNamespace
 from typing import Any
 
-from vidray.storage.redaction import public_uri
+from vidray.storage.redaction import redact
 
 
 class RefusedRedirectError(Exception):
@@ -46,7 +46,7 @@ async def _check(session: Any, context: SimpleNamespace, redirect: Any) -> None:
 
 
 def _shown(url: Any) -> str:
-    return public_uri(str(url))
+    return redact(str(url))
 
 
 async def _is_public(url: Any) -> bool:

@@ -4,7 +4,8 @@
     <output>/_train/settings.json              last; names the manifest
 
 A run that is resumed reads the manifest instead of listing the source again, since an epoch's order is a permutation of
-its rows. It is refused if its settings are others.
+its rows. (Videos that are opened through signed URLs are listed again for these alone.) It is refused if its settings
+are others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from vidray.checkpoints.checkpoint import VIDRAY_FILE, Checkpoint, read_checkpoint
 from vidray.errors import UsageError
 from vidray.sources.labels import LabelledManifest, LabelSource, load_labelled
+from vidray.sources.signed_urls import lacks_secrets, with_secrets
 from vidray.storage.redaction import public_uri
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
@@ -50,18 +52,30 @@ def prepare_output(config: TrainConfig, *, log: Callable[[str], None]) -> Traini
         if store.exists(VIDRAY_FILE) or store.exists("config.json"):
             raise UsageError(f"--output {store.uri} holds a checkpoint that no run of vidray train made; take another")
         store.probe()
-        _write_plan(store, config, checkpoint, log=log)
+        return read_plan(config, checkpoint, listed=_write_plan(store, config, checkpoint, log=log))
     return read_plan(config, checkpoint)
 
 
-def read_plan(config: TrainConfig, checkpoint: Checkpoint | None = None) -> TrainingPlan:
-    """The plan that is in the output. Raises UsageError if it is of other settings."""
+def read_plan(
+    config: TrainConfig, checkpoint: Checkpoint | None = None, *, listed: LabelledManifest | None = None
+) -> TrainingPlan:
+    """The plan that is in the output.
+
+    Args:
+        listed: the sources, if they were listed just now.
+
+    Raises:
+        UsageError: it is of other settings.
+    """
     checkpoint = checkpoint or read_checkpoint(config.model, require_head=False)
     store = Store(config.output)
     stored = json.loads(store.read(SETTINGS_FILE))
     is_finished = store.exists(VIDRAY_FILE)
     _refuse_other_settings(stored, _settings(config, checkpoint), store.uri, is_finished=is_finished)
     manifest = LabelledManifest.from_parquet(store.read(stored["manifest"]))
+    if lacks_secrets(manifest.table):
+        listed = listed or load_labelled(label_source(config))
+        manifest = dataclasses.replace(manifest, table=with_secrets(manifest.table, listed.table))
     return TrainingPlan(checkpoint=checkpoint, manifest=manifest, is_finished=is_finished)
 
 
@@ -78,15 +92,20 @@ def label_source(config: TrainConfig) -> LabelSource:
     )
 
 
-def _write_plan(store: Store, config: TrainConfig, checkpoint: Checkpoint, *, log: Callable[[str], None]) -> None:
+def _write_plan(
+    store: Store, config: TrainConfig, checkpoint: Checkpoint, *, log: Callable[[str], None]
+) -> LabelledManifest:
+    """Returns what was listed."""
     log(f"listing {', '.join(map(public_uri, config.source))}")
-    data = load_labelled(label_source(config)).to_parquet()
+    listed = load_labelled(label_source(config))
+    data = listed.public().to_parquet()
     name = f"_train/manifest-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
     with contextlib.suppress(FileExistsError):  # the same bytes, from an attempt that was cut off here
         store.create(name, data)
     content = {"manifest": name, **_settings(config, checkpoint)}
     with contextlib.suppress(FileExistsError):  # another process was first; read_plan compares
         store.create(SETTINGS_FILE, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    return listed
 
 
 def _settings(config: TrainConfig, checkpoint: Checkpoint) -> dict[str, Any]:

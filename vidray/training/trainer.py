@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vidray.cluster import connected, explain, signals_kept, wait_for_nodes
 from vidray.errors import RunError, TooManyFailuresError, UsageError
-from vidray.storage import retry
+from vidray.storage import redaction, retry
 from vidray.storage.lease import LeaseGuard
 from vidray.training.config import TrainConfig
 from vidray.training.data.ray_pool import RayClipPool
@@ -168,6 +168,7 @@ def _train_loop(
 
 def _run_worker(config: TrainConfig, resources: WorkerResources, guard: LeaseGuard, mailbox: Any) -> None:
     torch.set_num_threads(resources.num_threads)
+    redaction.configure(config.secret_parameters)
     retry.configure(deadline_seconds=config.store_deadline_seconds, on_wait=lambda line: mailbox.put_line.remote(line))
     ray_context, decoding = ray.train.get_context(), resources.decoding
     on_gpu = ray.train.torch.get_device().type == "cuda"

@@ -1,0 +1,43 @@
+"""Tables whose rows are opened through signed URLs: what may be stored of them, and how they are opened again later.
+
+A table's ``uri`` is public; ``path`` has the signature. A stored table has an empty ``path`` in its place, because a
+signature is a secret, and would have expired when a run is resumed. A new listing of the same sources has new ones.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def without_secrets(rows: pa.Table) -> pa.Table:
+    """Rows as they may be stored: an empty ``path`` in place of a URL that opens its object."""
+    is_secret = pc.and_(_is_url(rows), pc.is_valid(rows["path"]))
+    return _with_paths(rows, pc.if_else(is_secret, pa.scalar(b""), rows["path"]).cast(pa.binary()))
+
+
+def lacks_secrets(rows: pa.Table) -> bool:
+    """True if the sources must be listed again to open what these stored rows name."""
+    return bool(pc.any(pc.and_(_is_url(rows), pc.fill_null(pc.equal(rows["path"], b""), False))).as_py())
+
+
+def with_secrets(rows: pa.Table, listed: pa.Table) -> pa.Table:
+    """Stored rows with the signed URLs of a new listing. What is not listed any more stays without.
+
+    Args:
+        listed: any table with ``uri`` and ``path``.
+    """
+    paths = dict(zip(listed["uri"].to_pylist(), listed["path"].to_pylist(), strict=True))
+    filled = [
+        paths.get(uri) if path == b"" else path
+        for uri, path in zip(rows["uri"].to_pylist(), rows["path"].to_pylist(), strict=True)
+    ]
+    return _with_paths(rows, pa.array(filled, pa.binary()))
+
+
+def _with_paths(rows: pa.Table, paths: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return rows.set_column(rows.schema.get_field_index("path"), "path", paths)
+
+
+def _is_url(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.match_substring_regex(rows["uri"], r"^[A-Za-z][A-Za-z0-9+.-]*://")
