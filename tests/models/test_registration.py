@@ -93,8 +93,11 @@ def test_pipeline_of_transformers_scores_as_vidray_does(model_type: str, tmp_pat
     checkpoint = published(model_type, tmp_path)
     view = checkpoint.view
     generator = np.random.default_rng(0)
-    frames = generator.integers(0, 256, view.views_shape[1:], dtype=np.uint8)
-    ours = dict(Predictor(checkpoint, top_k=3).predict([frames[None]])[0].top_k)
+    side = view.short_side or view.size
+    frames = generator.integers(0, 256, (view.num_frames, side, side, 3), dtype=np.uint8)
+    margin = round((side - view.size) / 2)
+    views = frames[None, :, margin : margin + view.size, margin : margin + view.size]
+    ours = dict(Predictor(checkpoint, top_k=3).predict([views])[0].top_k)
 
     pipe = pipeline("video-classification", model=checkpoint.folder)
     inputs = pipe.video_processor(torch.from_numpy(frames).permute(0, 3, 1, 2), return_tensors="pt")

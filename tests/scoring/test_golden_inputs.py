@@ -38,7 +38,7 @@ GOLDEN: dict[str, tuple[tuple[int, ...], tuple[tuple[float, ...], tuple[float, .
     "videomae": ((5, 4, 3, 32, 32), IMAGENET, "224b01c9558a3c41"),
     "timesformer": ((5, 4, 3, 32, 32), FACEBOOK, "224b01c9558a3c41"),
     "vivit": ((5, 4, 3, 32, 32), VIVIT, "224b01c9558a3c41"),
-    "vjepa2": ((5, 4, 3, 32, 32), IMAGENET, "224b01c9558a3c41"),
+    "vjepa2": ((5, 4, 3, 32, 32), IMAGENET, "21b898155d99528f"),  # its class resizes to 256/224 of the crop
     "videoprism_vision_model": ((5, 4, 3, 36, 36), PLAIN, "d892f57c22e5b9d8"),
     "pytorchvideo_resnet": ((5, 4, 3, 32, 32), FACEBOOK, "bb468d5c67e27895"),
     "pytorchvideo_slowfast": ((5, 8, 3, 32, 32), FACEBOOK, "ceb5b61fad5c9293"),

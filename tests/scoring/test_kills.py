@@ -24,9 +24,6 @@ from vidray.storage.store import Store
 SMALL_PARTS = (*runs.TINY_VIEWS, "--rows-per-part", "8", "--fetch-threads", "1")
 
 
-RUNNERS = pytest.mark.parametrize("name", ["local", "ray"])
-
-
 def on(name: str) -> tuple[str, ...]:
     """The flags for one of the runners."""
     return (*SMALL_PARTS, "--runner", name)
@@ -42,7 +39,7 @@ def config(source: Path, model: Path, output: Path, **more) -> ScoreConfig:
     return ScoreConfig(source=(str(source),), model=str(model), output=str(output), **values)
 
 
-@RUNNERS
+@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=pytest.mark.long)])
 def test_a_driver_killed_again_and_again_ends_with_one_row_per_video(tmp_path, model, name):
     """SIGKILL at six points: while it starts, after the plan, after some parts, and just before the end."""
     uris = runs.make_bucket(tmp_path / "videos", num_videos=96)
@@ -160,8 +157,15 @@ def test_an_object_overwritten_between_plan_and_fetch_is_a_changed_row_and_score
     assert len(runs.read_rows(tmp_path / "out")) == 7
 
 
-@RUNNERS
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("name", "signum", "code"),
+    [
+        ("local", signal.SIGINT, 130),
+        ("local", signal.SIGTERM, 143),
+        ("ray", signal.SIGINT, 130),
+        pytest.param("ray", signal.SIGTERM, 143, marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupted_run_leaves_nothing_broken_and_the_next_one_resumes(tmp_path, model, signum, code, name):
     uris = runs.make_bucket(tmp_path / "videos", num_videos=300)
     output = tmp_path / "out"

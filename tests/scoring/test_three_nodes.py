@@ -53,7 +53,13 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.parametrize("remove", [False, True], ids=["all nodes stay", "a CPU node is removed mid-run"])
+@pytest.mark.parametrize(
+    "remove",
+    [
+        pytest.param(False, id="all nodes stay", marks=pytest.mark.long),
+        pytest.param(True, id="a CPU node is removed mid-run"),
+    ],
+)
 def test_decoding_runs_on_cpu_nodes_prediction_on_the_gpu_node_and_the_run_ends_complete(tmp_path, remove):
     model = make_videomae(tmp_path / "model")
     uris = runs.make_bucket(tmp_path / "videos", num_videos=320, num_frames=150)
