@@ -18,7 +18,7 @@ from tests.support.videos import make_video
 from vidray.storage.store import Store
 
 NUM_VIDEOS = 48
-FLAGS = (*runs.TINY_VIEWS, "--rows-per-part", "4", "--fetch-threads", "1", "--runner", "local")
+FLAGS = (*runs.TINY_VIEWS, "--rows-per-part", "4", "--fetch-threads", "1")
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,20 @@ def assert_complete(output: Store, uris: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "seconds", [30, pytest.param(90, marks=pytest.mark.long), pytest.param(300, marks=pytest.mark.long)]
+    ("runner", "seconds"),
+    [
+        ("local", 30),
+        pytest.param("local", 90, marks=pytest.mark.long),
+        pytest.param("local", 300, marks=pytest.mark.long),
+        pytest.param("ray", 60, marks=pytest.mark.long),
+    ],
 )
-def test_s3_is_away_in_the_middle_of_scoring(s3_server, s3_bucket, model, seconds: int) -> None:
+def test_s3_is_away_in_the_middle_of_scoring(s3_server, s3_bucket, model, runner: str, seconds: int) -> None:
     uris, output = upload(s3_bucket), Store(f"{s3_bucket}/out")
     proxy = Outage(s3_server.endpoint.removeprefix("http://"))
-    arguments = runs.command(source=f"{s3_bucket}/videos/", model=model, output=output.uri, flags=FLAGS)
+    arguments = runs.command(
+        source=f"{s3_bucket}/videos/", model=model, output=output.uri, flags=(*FLAGS, "--runner", runner)
+    )
     process = runs.start(arguments, env=runs.clean_environment(AWS_ENDPOINT_URL=proxy.endpoint))
     try:
         runs.wait_until(lambda: len(part_paths(output)) >= 1, what="the first part")
