@@ -56,7 +56,7 @@ ORDER = {
         *("ranks", "step_timer", "layers", "optim", "mixing", "build"),
         *("background", "state", "position", "task", "checkpoint_writer", "loop"),
     ],
-    "cli": ["demo", "preview", "main"],
+    "cli": ["help", "demo", "preview", "main"],
 }
 """The order within a package: a module imports only from those before it."""
 

@@ -101,7 +101,7 @@ def with_known_spelling(arguments: Sequence[str], flags: Mapping[str, Any]) -> l
     spelled = list(arguments)
     for at, argument in enumerate(arguments):
         flag, has_value, value = argument.partition("=")
-        choices = _choices(flags.get(flag.replace("_", "-")))
+        choices = choices_of(flags.get(flag.replace("_", "-")))
         if has_value:
             spelled[at] = f"{flag}={choices.get(value.lower(), value)}"
         elif choices and at + 1 < len(arguments):
@@ -109,11 +109,11 @@ def with_known_spelling(arguments: Sequence[str], flags: Mapping[str, Any]) -> l
     return spelled
 
 
-def _choices(hint: Any) -> dict[str, str]:
-    """Of a ``Literal`` of words, also within a union: each in lower case → as it is."""
+def choices_of(hint: Any) -> dict[str, str]:
+    """What may stand behind a flag: of a ``Literal`` of words, also within a union: each in lower case → as it is."""
     if typing.get_origin(hint) is typing.Literal:
         return {word.lower(): word for word in typing.get_args(hint) if isinstance(word, str)}
-    return {low: word for one in typing.get_args(hint) for low, word in _choices(one).items()}
+    return {low: word for one in typing.get_args(hint) for low, word in choices_of(one).items()}
 
 
 def _nearest(flag: str, flags: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from tests.support.http_server import FileServer
 from tests.support.poison_child import poisoned
 from tests.support.videos import audio_only, make_video
 from vidray.checkpoints.checkpoint import result_key
-from vidray.errors import TooManyFailuresError, UsageError
+from vidray.errors import RunError, TooManyFailuresError, UsageError
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import PREDICTION_SCHEMA
@@ -298,6 +298,50 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, model):
     text = ScoreJob(config).dry_run()
     assert "already done 4, would score 3 videos" in text
     assert "videos/s of the run of" in text
+
+
+def test_a_limit_tries_the_same_few_videos_each_time_and_leaves_nights_alone(tmp_path, model):
+    videos, output = tmp_path / "videos", tmp_path / "out"
+    uris = runs.make_bucket(videos, num_videos=12)
+    (first,) = score(videos, model, output, limit=5)
+    tried = {row["uri"] for row in runs.read_rows(output)}
+    assert (first["num_listed"], first["num_scored"], len(tried)) == (5, 5, 5)
+    assert tried != set(uris[:5]), "not just the first by name"
+    assert score(videos, model, output, limit=5) == [], "the same ones"
+    assert json.loads(newest_verdict(output))["limit"] == 5
+    (night,) = score(videos, model, output)
+    assert (night["num_listed"], night["num_already_done"], night["num_scored"]) == (12, 5, 7)
+    assert json.loads(newest_verdict(output))["limit"] is None
+    runs.assert_each_once(output, uris)
+
+
+def test_a_limit_does_not_get_between_a_night_and_its_end(tmp_path, model, monkeypatch):
+    """Videos of an unfinished run would be scored twice."""
+    videos, output = tmp_path / "videos", tmp_path / "out"
+    uris = runs.make_bucket(videos, num_videos=12)
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoreJob, "_execute", _cut_off)
+        with pytest.raises(RunError, match="cut off"):
+            score(videos, model, output, limit=4)
+    tried, night = score(videos, model, output)
+    assert (tried["num_planned"], night["num_planned"]) == (4, 8)
+    uris += runs.make_bucket(videos / "more", num_videos=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(ScoreJob, "_execute", _cut_off)
+        with pytest.raises(RunError, match="cut off"):
+            score(videos, model, output)
+    with pytest.raises(UsageError, match=r"--limit 4: run .* of all videos is unfinished"):
+        score(videos, model, output, limit=4)
+    score(videos, model, output)
+    runs.assert_each_once(output, uris)
+
+
+def _cut_off(*_: object) -> None:
+    raise RunError("cut off")
+
+
+def newest_verdict(output: Path) -> str:
+    return max((output / "_verdicts").iterdir(), key=lambda path: path.stat().st_mtime_ns).read_text()
 
 
 def test_files_that_a_folder_leaves_are_told_by_extension_and_can_be_taken(tmp_path, model):

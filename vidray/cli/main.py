@@ -196,6 +196,11 @@ def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
     Raises UsageError for a file that cannot be read, and for flags that are not known; exits with 2 for others that
     will not do.
     """
+    if "-h" in arguments or "--help" in arguments:
+        from vidray.cli.help import command_help
+
+        print(command_help(prog.removeprefix("vidray "), config_class))
+        raise SystemExit(0)
     flags = known_flags(config_class)
     from_file, places = _config_file(arguments)
     check_flags(from_file, flags, prog=prog, places=places)

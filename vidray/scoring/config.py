@@ -90,6 +90,9 @@ class ScoreConfig:
     30 days."""
     max_failure_rate: float = 0.05
     """Exit with code 3 if more than this share of the videos tried failed, or of those listed have no scores."""
+    limit: Annotated[int | None, shown_as("N")] = None
+    """Try a bucket: score N of its videos, drawn at random but the same ones each time. Their scores
+    count in the nights to come. Default: all."""
     dry_run: bool = False
     """Say what a run would do, and do nothing."""
     allow_unconditional_store: bool = False
@@ -133,7 +136,7 @@ class ScoreConfig:
         require(self.views is None or parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
         for flag in ("top_k", "max_attempts", "fetch_threads"):
             require(getattr(self, flag) >= 1, flag_name(flag), getattr(self, flag), "at least 1")
-        for flag in ("stride", "batch_size", "rows_per_part", "fetch_memory_bytes"):
+        for flag in ("stride", "batch_size", "rows_per_part", "fetch_memory_bytes", "limit"):
             value = getattr(self, flag)
             require(value is None or value >= 1, flag_name(flag), value, "at least 1")
         require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")

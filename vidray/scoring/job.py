@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidray.checkpoints.checkpoint import read_checkpoint, result_key
-from vidray.errors import RunError
+from vidray.errors import RunError, UsageError
 from vidray.models.families import require_stream
 from vidray.scoring import history, output
 from vidray.scoring.accounting import Untried
@@ -61,7 +61,7 @@ class ScoreJob:
             require_stream(self.checkpoint.family, self.checkpoint.config)
         self.view = config.effective_view(self.checkpoint.meta.view)
         self._make_stages = make_stages
-        self._tally = Tally(max_failure_rate=config.max_failure_rate)
+        self._tally = Tally(max_failure_rate=config.max_failure_rate, limit=config.limit)
         self.verdict: Verdict | None = None
         """How ``run`` ended, once it has."""
 
@@ -172,6 +172,11 @@ class ScoreJob:
         if plan is None:
             return None
         if not history.is_finished(history.run_files(self.store)[plan.header.run_id]):
+            if self.config.limit is not None and plan.header.limit is None:
+                raise UsageError(
+                    f"--limit {self.config.limit}: run {plan.header.run_id} of all videos is unfinished; finish it "
+                    "with the same command without --limit, or try in another --output"
+                )
             return self._with_secrets(plan)
         self.progress.say(f"run {plan.header.run_id} is finished already; take another --run-id to score what is new")
         return None

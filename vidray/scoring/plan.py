@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import heapq
 import io
 import json
 import secrets
@@ -62,6 +63,8 @@ class RunHeader:
     num_given_up: int = 0
     files_left: dict[str, int] = field(default_factory=dict)
     """Files in the folders that do not count as videos, by extension."""
+    limit: int | None = None
+    """How many videos were tried out of all that are listed; None: all."""
     precision: str = "fp32"
     created_at: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
@@ -135,6 +138,8 @@ def plan_fresh(
     """List the sources, leave out what the output holds, and give what remains a run. Writes nothing."""
     left: Counter[str] = Counter()
     listed = list_sources(config.source, extensions=config.extensions, left=left, on_progress=on_progress)
+    if config.limit is not None:
+        listed = sample(listed, config.limit)
     account = account_for(
         listed,
         history.read_keys(store),
@@ -156,9 +161,17 @@ def plan_fresh(
         num_deferred=account.deferred.count,
         num_given_up=account.given_up.count,
         files_left=dict(left.most_common()),
+        limit=config.limit,
         precision=precision,
     )
     return Plan(header=header, rows=rows.cast(PLAN_SCHEMA)), account
+
+
+def sample(listed: pa.Table, num_videos: int) -> pa.Table:
+    """So many of the listed videos, the same ones each time: those whose URIs have the smallest hashes."""
+    hashes = [hashlib.blake2b(uri.encode(), digest_size=8).digest() for uri in listed["uri"].to_pylist()]
+    chosen = heapq.nsmallest(num_videos, range(len(hashes)), key=hashes.__getitem__)
+    return listed.take(pa.array(sorted(chosen), pa.int64()))
 
 
 def new_run_id() -> str:

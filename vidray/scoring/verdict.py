@@ -57,6 +57,8 @@ class Verdict:
     deferred: Untried = field(default_factory=Untried)
     given_up: Untried = field(default_factory=Untried)
     max_failure_rate: float = 0.0
+    limit: int | None = None
+    """With ``--limit``: the command tried some videos, and says nothing of a night. The counts are of these."""
 
     @property
     def outcome(self) -> str:
@@ -73,6 +75,7 @@ class Tally:
     """What a command knows so far; gives the verdict when it ends."""
 
     max_failure_rate: float
+    limit: int | None = None
     listed: RunHeader | None = None
     """Of the last run that was planned or found: what was listed, and what of it was not to be scored."""
     deferred: Untried = field(default_factory=Untried)
@@ -112,6 +115,7 @@ class Tally:
             deferred=self.deferred,
             given_up=self.given_up,
             max_failure_rate=self.max_failure_rate,
+            limit=self.limit,
         )
 
 

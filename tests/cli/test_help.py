@@ -1,0 +1,57 @@
+"""Help is read once: examples first, flags under headings, nothing wider than the screen."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from vidray.checkpoints.convert import Conversion
+from vidray.cli.demo import DemoConfig
+from vidray.cli.help import EXAMPLES, HEADINGS, command_help
+from vidray.cli.main import parse
+from vidray.cli.preview import PreviewConfig
+from vidray.flags import known_flags
+from vidray.models.catalogue import ModelsConfig
+from vidray.results.verify import VerifyConfig
+from vidray.scoring.config import ScoreConfig
+from vidray.training.config import EvaluateConfig, TrainConfig
+
+COMMANDS = {
+    "score": ScoreConfig,
+    "verify": VerifyConfig,
+    "preview": PreviewConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "convert": Conversion,
+    "models": ModelsConfig,
+    "demo": DemoConfig,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("columns", [66, 80, 200])
+def test_help_fits_the_screen_and_names_every_flag(command, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = command_help(command, COMMANDS[command])
+    assert max(map(len, text.splitlines())) <= min(columns, 100)
+    assert "None" not in text
+    positional = {"--source", "--output", "--variant"} if command == "convert" else set()
+    for flag in known_flags(COMMANDS[command]).keys() - positional:
+        assert f"  {flag}" in text or f"  --no-{flag[2:]}" in text or flag.startswith("--no-"), flag
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_are_commands_that_parse(command):
+    assert len(EXAMPLES[command]) == 2
+    for example in EXAMPLES[command]:
+        program, name, *arguments = example.split()
+        assert (program, name) == ("vidray", command)
+        if "--config" not in arguments:
+            parse(COMMANDS[command], arguments, prog=f"vidray {command}")
+
+
+def test_headings_are_at_fields_that_there_are():
+    configs = {config.__name__: config for config in COMMANDS.values() if dataclasses.is_dataclass(config)}
+    for name, headings in HEADINGS.items():
+        assert headings.keys() <= {field.name for field in dataclasses.fields(configs[name])}, name
