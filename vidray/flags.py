@@ -13,9 +13,26 @@ from typing import Any
 import tyro
 
 from vidray.errors import UsageError
+from vidray.types import ViewConfig
 
 VIEW_FLAGS = ("span", "stride", "aggregation", "square_pixels", "video_stream")
 """Fields of all configs that take the place of the same in the checkpoint's view config, unless None or False."""
+
+
+def override_view(base: ViewConfig, views: str | None, asked: Mapping[str, Any]) -> ViewConfig:
+    """A checkpoint's view config with what was asked for in its place.
+
+    Args:
+        views: CLIPSxCROPS.
+        asked: fields of the view config; None and False leave the checkpoint's.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    changes = {name: value for name, value in asked.items() if value not in (None, False)}
+    if views is not None:
+        changes["num_clips"], changes["num_crops"] = parse_views(views) or (1, 1)
+    return dataclasses.replace(base, **changes)
 
 
 def shown_as(metavar: str) -> object:

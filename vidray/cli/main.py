@@ -15,6 +15,7 @@ import tyro
 import yaml
 
 from vidray import __version__
+from vidray.api import prepare_process
 from vidray.cpu_tuning import use_one_arena
 from vidray.errors import RunError, Terminated, TooManyFailuresError, UsageError, exit_code
 from vidray.flags import check_flags, config_file_arguments, flag_name, known_flags, with_known_spelling
@@ -207,8 +208,7 @@ def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
     check_flags(arguments, flags, prog=prog)
     args = with_known_spelling(from_file + arguments, flags)
     config = tyro.cli(config_class, prog=prog, config=(tyro.conf.OmitArgPrefixes,), args=args)
-    redaction.configure(getattr(config, "secret_parameters", ()))
-    retry.configure(deadline_seconds=getattr(config, "store_deadline_seconds", None), on_wait=_warn)
+    prepare_process(config, on_wait=_warn)
     return config
 
 

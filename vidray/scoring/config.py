@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
@@ -11,7 +10,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vidray.errors import UsageError
-from vidray.flags import VIEW_FLAGS, flag_name, parse_pool, parse_views, require, require_deadline, shown_as
+from vidray.flags import (
+    VIEW_FLAGS,
+    flag_name,
+    override_view,
+    parse_pool,
+    parse_views,
+    require,
+    require_deadline,
+    shown_as,
+)
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
 from vidray.types import Aggregation, Limits, Span, VideoStream, ViewConfig
 
@@ -186,12 +194,10 @@ class ScoreConfig:
         Raises UsageError if --timeline asks for more than one entry per sampled frame.
         """
         asked: dict[str, Any] = {name: getattr(self, name) for name in VIEW_FLAGS}
-        if self.views is not None:
-            asked["num_clips"], asked["num_crops"] = parse_views(self.views) or (1, 1)
         if self.streaming:
             asked |= {"span": "stream", "num_clips": 1, "num_crops": 1, "timeline_seconds": self.timeline}
             asked["num_frames"] = min(checkpoint_view.num_frames, MAX_CHUNK_FRAMES)
         try:
-            return dataclasses.replace(checkpoint_view, **{k: v for k, v in asked.items() if v not in (None, False)})
+            return override_view(checkpoint_view, self.views, asked)
         except ValueError as error:
             raise UsageError(f"--timeline: {error}") from error

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vidray.flags import VIEW_FLAGS, flag_name, parse_views, require, require_deadline
+from vidray.flags import VIEW_FLAGS, flag_name, override_view, parse_views, require, require_deadline
 from vidray.storage.redaction import public_uri
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
 from vidray.types import Aggregation, Limits, Span, VideoStream, ViewConfig
@@ -277,7 +277,7 @@ class TrainConfig:
 
     def view(self, base: ViewConfig) -> ViewConfig:
         """The model's view config with what was asked for: that of the last validation and of the checkpoint."""
-        return _override_view(base, self)
+        return override_view(base, self.views, {name: getattr(self, name) for name in VIEW_FLAGS})
 
     def settings(self) -> dict[str, Any]:
         """Plain values of all that decides on the result, for an output to refuse a run with others."""
@@ -362,14 +362,7 @@ class EvaluateConfig:
 
     def view(self, base: ViewConfig) -> ViewConfig:
         """The checkpoint's view config with what was asked for on the command line put in its place."""
-        return _override_view(base, self)
-
-
-def _override_view(base: ViewConfig, config: TrainConfig | EvaluateConfig) -> ViewConfig:
-    asked: dict[str, Any] = {name: getattr(config, name) for name in VIEW_FLAGS}
-    if config.views is not None:
-        asked["num_clips"], asked["num_crops"] = parse_views(config.views) or (1, 1)
-    return dataclasses.replace(base, **{name: value for name, value in asked.items() if value not in (None, False)})
+        return override_view(base, self.views, {name: getattr(self, name) for name in VIEW_FLAGS})
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:

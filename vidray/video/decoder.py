@@ -429,6 +429,11 @@ def _tagged_duration(stream: av.VideoStream) -> Fraction | None:
         return None
 
 
+def rgb_frame(picture_HWC: np.ndarray) -> av.VideoFrame:
+    """A frame of (H, W, 3) uint8 RGB pixels, for converters."""
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(picture_HWC), format="rgb24")
+
+
 def full_size() -> FullSize:
     """A converter to pictures of the stored size, for ``VideoDecoder.sample``."""
     return FullSize(VideoReformatter())

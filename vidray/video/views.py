@@ -16,10 +16,11 @@ import numpy as np
 from vidray.errors import VideoError
 from vidray.types import WHOLE_FILE, ClipSpan, Limits, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.byte_sources import SeekableFile
-from vidray.video.decoder import VideoDecoder, drawn_crops, view_crops
+from vidray.video.decoder import VideoDecoder, drawn_crops, rgb_frame, view_crops
 from vidray.video.frame_selector import Convert
+from vidray.video.packet_index import choose, occupied
 from vidray.video.random_crops import ClipDraw
-from vidray.video.sampling import random_span, spans_within, spread_spans, stream_chunks
+from vidray.video.sampling import pts_bounds, random_span, spans_within, spread_spans, stream_chunks
 
 
 def decode_views(
@@ -65,6 +66,32 @@ def decode_views(
         for t, crops in enumerate(clip.pictures):
             clip_views[:, t] = crops
     return views_VTHWC, dataclasses.replace(info, decode_seconds=time.perf_counter() - started)
+
+
+def views_of_frames(frames_THWC: np.ndarray, *, fps: Fraction, view: ViewConfig) -> np.ndarray:
+    """The views of a video that is in memory already: those that a file of these frames would have.
+
+    Args:
+        frames_THWC: (T, H, W, 3) uint8 RGB.
+        fps: frames per second.
+
+    Returns:
+        (V, T, H, W, C) uint8 of ``view.views_shape``.
+
+    Raises:
+        ValueError: the frames have another shape or type, or there are none.
+    """
+    if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3 or not frames_THWC.size:
+        raise ValueError(f"frames must be uint8 (T, H, W, 3), got {frames_THWC.dtype} {frames_THWC.shape}")
+    if fps <= 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    convert, numbers = view_crops(view), np.arange(len(frames_THWC))
+    clips = []
+    for span in spread_spans(duration_seconds=len(frames_THWC) / fps, view=view):
+        bounds = pts_bounds(span.start_seconds, span.end_seconds, time_base=1 / fps, start_pts=0)
+        chosen = choose(numbers, occupied(bounds, numbers), view.num_frames)
+        clips.append(np.stack([convert(rgb_frame(frames_THWC[number])) for number in chosen], axis=1))
+    return np.concatenate(clips)
 
 
 def stream_views(

@@ -1,0 +1,163 @@
+"""What ``import vidray`` offers: the commands as functions, with the names and defaults of their flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vidray.storage import redaction, retry
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vidray.scoring.classifier import Classifier
+    from vidray.scoring.verdict import Verdict
+
+Place = str | os.PathLike[str]
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreResult:
+    """How a call of `score` ended. The rows are in ``output``."""
+
+    output: str
+    verdict: Verdict
+    """What became of every listed video: ``num_listed``, ``num_done``, ``num_scored``, ``num_failed`` …"""
+
+    def read(self, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """The current row of each video, as `vidray.read`."""
+        return read(self.output, columns=columns)
+
+
+def score(
+    source: Place | Sequence[Place], model: Place, output: Place, *, quiet: bool = False, **options: Any
+) -> ScoreResult:
+    """Score every video of the sources that the output does not hold yet, as ``vidray score``.
+
+    Args:
+        source: a folder, a glob, a video or a manifest; or several.
+        model: a checkpoint folder or a Hugging Face Hub id.
+        output: the folder that the results go to.
+        quiet: print nothing.
+        options: any flag of ``vidray score``: ``views="5x3"``, ``max_failure_rate=0.1`` …
+
+    Raises:
+        UsageError: a value will not do.
+        RunError: the run could not go on; the same call goes on from there.
+        TooManyFailuresError: all rows are written, but more videos than ``max_failure_rate`` have no scores.
+    """
+    from vidray.scoring.config import ScoreConfig
+    from vidray.scoring.job import ScoreJob
+    from vidray.scoring.progress import Progress
+
+    config = make_config(ScoreConfig, source=source, model=model, output=output, **options)
+    progress = Progress(out=io.StringIO() if quiet else None)
+    prepare_process(config, on_wait=progress.say)
+    job = ScoreJob(config, progress=progress)
+    job.run()
+    assert job.verdict is not None
+    return ScoreResult(output=job.store.uri, verdict=job.verdict)
+
+
+def train(
+    source: Place | Sequence[Place], model: Place, output: Place, *, quiet: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Fine-tune a model on labelled videos, as ``vidray train``; ``output`` becomes a checkpoint.
+
+    Args:
+        source: folders by class, a table or a list; or several.
+        model: what to start from.
+        quiet: print nothing.
+        options: any flag of ``vidray train``: ``epochs=10``, ``workers=4`` …
+
+    Returns:
+        The figures of the last validation: ``accuracy``, ``nll`` …
+
+    Raises:
+        UsageError, RunError, TooManyFailuresError: as `score`.
+    """
+    from vidray.training import job
+    from vidray.training.config import TrainConfig
+
+    config = make_config(TrainConfig, source=source, model=model, output=output, **options)
+    log = _logger(quiet)
+    prepare_process(config, on_wait=log)
+    return job.train(config, log=log)
+
+
+def evaluate(source: Place | Sequence[Place], model: Place, *, quiet: bool = False, **options: Any) -> dict[str, Any]:
+    """Evaluate a checkpoint on labelled videos, as ``vidray evaluate``. Returns the figures.
+
+    Args:
+        options: any flag of ``vidray evaluate``: ``views="5x3"``, ``split="test"``, ``output="evaluation"`` …
+
+    Raises:
+        UsageError, RunError, TooManyFailuresError: as `score`.
+    """
+    from vidray.training import job
+    from vidray.training.config import EvaluateConfig
+
+    config = make_config(EvaluateConfig, source=source, model=model, **options)
+    log = _logger(quiet)
+    prepare_process(config, on_wait=log)
+    return job.evaluate(config, log=log)
+
+
+def load(model: Place, **options: Any) -> Classifier:
+    """A model that is called with videos; arguments and what it raises are those of `Classifier`."""
+    from vidray.scoring.classifier import Classifier
+
+    return Classifier(model, **options)
+
+
+def read(output: Place, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The current row of each video of an output.
+
+    Args:
+        columns: only these; None: all (docs/output.md).
+
+    Raises:
+        RunError: there are no rows, or the store failed.
+        KeyError: there is no such column.
+    """
+    from vidray.results import read as results
+
+    return results.read(os.fspath(output), columns=columns)
+
+
+def make_config(config_class: type[Config], **values: Any) -> Config:
+    """A config of keyword arguments: places may be path objects, and one may stand for several.
+
+    Raises TypeError for a name that there is not, with the nearest ones.
+    """
+    known = {item.name for item in dataclasses.fields(config_class) if item.init}  # type: ignore[arg-type]
+    for name in values.keys() - known:
+        near = difflib.get_close_matches(name, known, n=3)
+        raise TypeError(f"got {name!r}, which is no option{f'; the nearest: {near}' if near else ''}")
+    for name, value in values.items():
+        if isinstance(value, os.PathLike):
+            values[name] = os.fspath(value)
+    sources = values["source"]
+    values["source"] = (sources,) if isinstance(sources, str) else tuple(os.fspath(one) for one in sources)
+    return config_class(**values)
+
+
+def prepare_process(config: Any, *, on_wait: Callable[[str], None]) -> None:
+    """What a config decides for the whole process: which parameters are secret, and how long stores are waited for.
+
+    Args:
+        on_wait: gets a line when a store is waited for.
+    """
+    redaction.configure(getattr(config, "secret_parameters", ()))
+    retry.configure(deadline_seconds=getattr(config, "store_deadline_seconds", None), on_wait=on_wait)
+
+
+def _logger(quiet: bool) -> Callable[[str], None]:
+    return (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
