@@ -34,10 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.stub_stages import peak_bytes, stub_stages
 from tests.support.checkpoints import make_videomae
 from vidray.cpu_tuning import use_one_arena
+from vidray.progress import Progress
 from vidray.scoring import history, output
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
-from vidray.scoring.progress import Progress
 from vidray.types import Status
 
 ROOT = Path(__file__).resolve().parent.parent

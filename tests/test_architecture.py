@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vidray"
 
 LAYERS = [
-    ["types", "errors", "flags", "cpu_tuning"],
+    ["types", "errors", "flags", "cpu_tuning", "progress"],
     ["storage", "video", "models"],
     ["sources", "sandbox", "checkpoints", "cluster"],
     ["scoring", "training"],
@@ -40,7 +40,7 @@ ORDER = {
     "sandbox": ["landlock", "seccomp", "confinement", "protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "convert"],
     "scoring": [
-        *("config", "output", "history", "accounting", "plan", "collector", "progress", "timing", "summary", "verdict"),
+        *("config", "output", "history", "accounting", "plan", "collector", "timing", "summary", "verdict"),
         *("staging", "predictor", "classifier", "stages", "stream_predictor", "stream_stage"),
         *("runners", "stage_specs", "job"),
     ],
@@ -57,7 +57,7 @@ ORDER = {
         *("ranks", "step_timer", "layers", "optim", "mixing", "build"),
         *("background", "state", "position", "task", "checkpoint_writer", "loop"),
     ],
-    "cli": ["help", "demo", "preview", "main"],
+    "cli": ["help", "completion", "demo", "preview", "main"],
 }
 """The order within a package: a module imports only from those before it."""
 

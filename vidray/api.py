@@ -53,9 +53,9 @@ def score(
         RunError: the run could not go on; the same call goes on from there.
         TooManyFailuresError: all rows are written, but more videos than ``max_failure_rate`` have no scores.
     """
+    from vidray.progress import Progress
     from vidray.scoring.config import ScoreConfig
     from vidray.scoring.job import ScoreJob
-    from vidray.scoring.progress import Progress
 
     config = make_config(ScoreConfig, source=source, model=model, output=output, **options)
     progress = Progress(out=io.StringIO() if quiet else None)

@@ -19,6 +19,7 @@ from vidray.api import prepare_process
 from vidray.cpu_tuning import use_one_arena
 from vidray.errors import RunError, Terminated, TooManyFailuresError, UsageError, exit_code
 from vidray.flags import check_flags, config_file_arguments, flag_name, known_flags, with_known_spelling
+from vidray.progress import Progress
 from vidray.scoring.config import ScoreConfig
 from vidray.storage import redaction, retry
 
@@ -27,14 +28,15 @@ _USAGE = f"""vidray {__version__}: fine-tune video classifiers, and score bucket
 usage: vidray COMMAND [OPTIONS]
 
 commands:
-  score     score every video of the sources: one row per video, resumable, only what is new
-  verify    check an output: parts against plans and keys, row by row
-  preview   show the clips that training or validation would see, as a contact sheet or an animation
-  train     fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
-  evaluate  evaluate a checkpoint on labelled videos
-  convert   make a checkpoint from published weights of MoViNet or PyTorchVideo
-  models    list the models: parameters, input, published accuracy, where their weights are
-  demo      make videos, train a small model on them, score others, and query the result
+  score       score every video of the sources: one row per video, resumable, only what is new
+  verify      check an output: parts against plans and keys, row by row
+  preview     show the clips that training or validation would see, as a contact sheet or an animation
+  train       fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
+  evaluate    evaluate a checkpoint on labelled videos
+  convert     make a checkpoint from published weights of MoViNet or PyTorchVideo
+  models      list the models: parameters, input, published accuracy, where their weights are
+  demo        make videos, train a small model on them, score others, and query the result
+  completion  print a script for a shell: source <(vidray completion bash)
 
 vidray COMMAND --help explains a command.
 """
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "convert": convert,
         "models": models,
         "demo": demo,
+        "completion": completion,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
@@ -110,6 +113,10 @@ def score(arguments: list[str]) -> int:
         return 0
     try:
         job.run()
+        names = ["uri", "label", "score"]
+        job.progress.say(
+            f"""next: python -c "import vidray; print(vidray.read('{config.output}', columns={names}))\""""
+        )
     finally:
         if job.verdict is not None:
             print(job.verdict.to_json(), flush=True)
@@ -123,6 +130,8 @@ def verify(arguments: list[str]) -> int:
 
     result = run_verification(parse(VerifyConfig, arguments, prog="vidray verify"))
     print(result)
+    if result.problems:
+        print("next: the vidray score command of this output, which does again what is lost")
     return 1 if result.problems else 0
 
 
@@ -130,7 +139,9 @@ def preview(arguments: list[str]) -> int:
     """``vidray preview``."""
     from vidray.cli.preview import PreviewConfig, run_preview
 
-    print(run_preview(parse(PreviewConfig, arguments, prog="vidray preview")))
+    config = parse(PreviewConfig, arguments, prog="vidray preview")
+    print(run_preview(config))
+    print(f"next: vidray train --source {' '.join(config.source)} --model {config.model} --output MODEL")
     return 0
 
 
@@ -141,7 +152,7 @@ def train(arguments: list[str]) -> int:
     config = parse(TrainConfig, arguments, prog="vidray train")
     from vidray.training import job
 
-    job.train(config, log=_say)
+    job.train(config, log=Progress(out=sys.stdout).log)
     return 0
 
 
@@ -152,16 +163,14 @@ def evaluate(arguments: list[str]) -> int:
     config = parse(EvaluateConfig, arguments, prog="vidray evaluate")
     from vidray.training import job
 
-    job.evaluate(config, log=_say)
+    log = Progress(out=sys.stdout).log
+    job.evaluate(config, log=log)
+    log(f"next: vidray score --source VIDEOS --model {config.model} --output SCORES")
     return 0
 
 
 def _warn(text: str) -> None:
     print(f"vidray: {text}", file=sys.stderr, flush=True)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def demo(arguments: list[str]) -> int:
@@ -179,6 +188,7 @@ def convert(arguments: list[str]) -> int:
     conversion = parse(Conversion, arguments, prog="vidray convert")
     meta = run_conversion(conversion)
     print(f"{conversion.output}: {meta.family}, {len(meta.labels)} labels, fingerprint {meta.fingerprint[:12]}…")
+    print(f"next: vidray score --source VIDEOS --model {conversion.output} --output SCORES")
     return 0
 
 
@@ -188,6 +198,28 @@ def models(arguments: list[str]) -> int:
 
     config = parse(ModelsConfig, arguments, prog="vidray models")
     print(format_table([entry for entry in CATALOGUE if config.family in (None, entry.family)]))
+    print("next: vidray convert FAMILY …, or vidray train --source VIDEOS --model HUB_ID --output MODEL")
+    return 0
+
+
+def completion(arguments: list[str]) -> int:
+    """``vidray completion``."""
+    from vidray.checkpoints.convert import Conversion
+    from vidray.cli.completion import SHELLS, completion_script
+    from vidray.cli.demo import DemoConfig
+    from vidray.cli.preview import PreviewConfig
+    from vidray.models.catalogue import ModelsConfig
+    from vidray.results.verify import VerifyConfig
+    from vidray.training.config import EvaluateConfig, TrainConfig
+
+    shell = arguments[0] if len(arguments) == 1 else " ".join(arguments)
+    if shell not in SHELLS:
+        raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")
+    configs = {
+        **{"score": ScoreConfig, "verify": VerifyConfig, "train": TrainConfig, "evaluate": EvaluateConfig},
+        **{"preview": PreviewConfig, "convert": Conversion, "models": ModelsConfig, "demo": DemoConfig},
+    }
+    print(completion_script(shell, {**configs, "completion": None}), end="")
     return 0
 
 

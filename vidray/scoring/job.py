@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 from vidray.checkpoints.checkpoint import read_checkpoint, result_key
 from vidray.errors import RunError, UsageError
 from vidray.models.families import require_stream
+from vidray.progress import Progress, format_bytes, format_seconds
 from vidray.scoring import history, output
 from vidray.scoring.accounting import Untried
 from vidray.scoring.collector import MAX_LOSSES, Collector, LossCounter
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.plan import Plan, RunHeader, commit_plan, find_resumable, plan_fresh
-from vidray.scoring.progress import Progress, format_bytes, format_seconds
 from vidray.scoring.runners.base import Runner, Stages
 from vidray.scoring.runners.choose import make_runner
 from vidray.scoring.stage_specs import MakeRunStages, default_stages

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vidray.progress import format_seconds
 from vidray.scoring.accounting import Untried
 from vidray.scoring.plan import Plan
-from vidray.scoring.progress import format_seconds
 from vidray.scoring.timing import StageTimes
 from vidray.types import Status
 

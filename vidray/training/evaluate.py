@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,8 @@ class EvalSpec:
     max_failure_rate: float = 1.0
     keep_bad_videos: KeepBadVideos = lambda table: None
     """Called on every rank where there are more than that."""
+    on_video: Callable[[], None] = lambda: None
+    """Called after each video of this rank."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,6 +78,7 @@ def evaluate(
     """
     own = EvalResults()
     for made in _decoded(spec, range(ranks.rank, spec.table.num_rows, ranks.world_size)):
+        spec.on_video()
         if made.frames is None:
             own.bad_videos[made.row] = BadVideo(status=made.status.value, message=made.message)
             continue

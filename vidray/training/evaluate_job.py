@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from vidray.checkpoints.checkpoint import Checkpoint, load_model
 from vidray.cpu_tuning import keep_freed_memory
 from vidray.models.processors import check_view
+from vidray.progress import StepLine, format_seconds
 from vidray.storage.store import Store
 from vidray.training.config import EvaluateConfig
 from vidray.training.device import choose_device, use_bf16
@@ -25,6 +27,7 @@ from vidray.training.loop.checkpoint_writer import overwrite, write_bad_videos
 from vidray.training.loop.ranks import Ranks
 from vidray.training.report import draw_report
 
+_LOG_SECONDS = 5.0
 _LOGGED_FIGURES = (
     "num_videos",
     "num_failed",
@@ -59,6 +62,7 @@ def evaluate_checkpoint(
         problem_type=checkpoint.meta.problem_type,
         num_decoders=config.decoders,
         max_failure_rate=config.max_failure_rate,
+        on_video=_Counter(table.num_rows, log).count,
         keep_bad_videos=functools.partial(write_bad_videos, store) if store is not None else lambda table: None,
     )
     if device.type == "cpu":
@@ -70,6 +74,27 @@ def evaluate_checkpoint(
         _write_results(figures, results, spec, store)
         log(f"written to {store.uri}: metrics.json, evaluation.parquet, report/")
     return figures
+
+
+class _Counter:
+    """Logs how far the evaluation is, now and then."""
+
+    def __init__(self, num_videos: int, log: Callable[[str], None]) -> None:
+        self._num_videos, self._log = num_videos, log
+        self._num_done, self._started = 0, time.perf_counter()
+        self._next = self._started + _LOG_SECONDS
+
+    def count(self) -> None:
+        """One more video."""
+        self._num_done += 1
+        now = time.perf_counter()
+        if now < self._next:
+            return
+        self._next = now + _LOG_SECONDS
+        rate = self._num_done / (now - self._started)
+        left = format_seconds((self._num_videos - self._num_done) / rate)
+        text = f"{self._num_done:,} of {self._num_videos:,} videos · {rate:.1f} videos/s · {left} left"
+        self._log(StepLine(text, done=self._num_done, total=self._num_videos))
 
 
 def predictions_table(results: EvalResults, spec: EvalSpec) -> pa.Table:

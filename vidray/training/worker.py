@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from vidray.progress import StepLine
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
 from vidray.training.data.bad_videos import BAD_VIDEOS_FILE, KeepBadVideos, check_failure_rate
@@ -145,7 +146,9 @@ def _make_loop(
         return figures
 
     def report(row: dict[str, Any]) -> None:
-        context.log(line_of(row, num_epochs=task.config.hyper.epochs, num_steps=loop.num_steps))
+        line = line_of(row, num_epochs=task.config.hyper.epochs, num_steps=loop.num_steps)
+        is_step = row["kind"] == "train"
+        context.log(StepLine(line, done=row["step"], total=loop.num_steps) if is_step else line)
         if trackers:
             trackers.log(row)
 

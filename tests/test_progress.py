@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import pickle
+import re
 
 import pytest
 
 from tests.support import runs
-from vidray.scoring.progress import Progress, format_bytes, format_seconds
+from vidray.progress import Progress, StepLine, format_bytes, format_seconds
 
 
 class Terminal(io.StringIO):
@@ -73,3 +75,23 @@ def test_times_read_well(seconds, text):
 @pytest.mark.parametrize(("size", "text"), [(999, "999 B"), (1536, "1.5 kB"), (5e6, "5.0 MB"), (2e15, "2000.0 TB")])
 def test_sizes_read_well(size, text):
     assert format_bytes(size) == text
+
+
+def test_on_a_terminal_step_lines_take_each_others_place_and_others_stay():
+    out = Terminal()
+    progress = Progress(out=out)
+    progress.log("resuming at step 3")
+    for step in (4, 5):
+        progress.log(pickle.loads(pickle.dumps(StepLine(f"step {step}: loss 0.5", done=step, total=10))))
+    assert re.fullmatch(r" 50% \|[█#]+ +\| step 5: loss 0.5", shown(out))
+    progress.log("finished")
+    kept = [line.rpartition("\r")[2].strip() for line in out.getvalue().rstrip("\n").split("\n")]
+    assert kept == ["resuming at step 3", "finished"]
+
+
+def test_in_a_log_every_step_line_is_a_line():
+    out = io.StringIO()
+    progress = Progress(out=out)
+    for step in (4, 5):
+        progress.log(StepLine(f"step {step}", done=step, total=10))
+    assert out.getvalue() == "step 4\nstep 5\n"

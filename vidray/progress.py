@@ -7,7 +7,7 @@ import io
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Self, TextIO
 
 from tqdm import tqdm
 
@@ -16,6 +16,26 @@ PLAIN_SECONDS = 15.0
 _LIVE_SECONDS = 0.5
 _LINE = "{n:,} of {total:,} videos{postfix} · {rate_noinv_fmt} · {remaining} left"
 _BAR = "{desc}{percentage:3.0f}% |{bar}| " + _LINE
+_STEPS = "{percentage:3.0f}% |{bar:20}| {desc}"
+
+
+class StepLine(str):
+    """A line on how far something is, which on a terminal takes the place of the one before, as a bar.
+
+    It is a string, so that whatever forwards lines (from a worker on another machine, for instance) needs not know.
+    """
+
+    done: int
+    total: int
+
+    def __new__(cls, text: str, *, done: int, total: int) -> Self:
+        """``done`` of ``total`` steps."""
+        line = super().__new__(cls, text)
+        line.done, line.total = done, total
+        return line
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, int]]:  # for pickle
+        return (str(self),), {"done": self.done, "total": self.total}
 
 
 class Progress:
@@ -35,6 +55,17 @@ class Progress:
             self._clear()
             self._stage = ""
             print(text, file=self._out, flush=True)
+
+    def log(self, line: str) -> None:
+        """A line that stays, or a `StepLine`, which on a terminal does not."""
+        if not self._is_live or not isinstance(line, StepLine):
+            self.say(str(line))
+            return
+        with self._lock:
+            if self._bar is None:
+                self._bar = self._make_bar(line.total, done=line.done, bar_format=_STEPS)
+            self._bar.total, self._bar.n = line.total, line.done
+            self._bar.set_description_str(str(line))
 
     def stage(self, text: str) -> None:
         """What is going on while there are no videos to count yet."""
@@ -96,16 +127,20 @@ class Progress:
     def _show(self, total: int | None, *, done: int = 0) -> tqdm:
         """A bar, or without a total a line of text. Unseen where there is no terminal: a log gets it as plain lines."""
         self._clear()
-        self._bar = tqdm(
+        bar_format = "{desc}" if total is None else _BAR if self._is_live else _LINE
+        self._bar = self._make_bar(total, done=done, bar_format=bar_format)
+        return self._bar
+
+    def _make_bar(self, total: int | None, *, done: int, bar_format: str) -> tqdm:
+        return tqdm(
             total=total,
             initial=done,
             unit=" videos",
-            bar_format="{desc}" if total is None else _BAR if self._is_live else _LINE,
+            bar_format=bar_format,
             file=self._out if self._is_live else io.StringIO(),
             dynamic_ncols=self._is_live,
             leave=False,
         )
-        return self._bar
 
     def _clear(self) -> None:
         if self._bar is not None and self._is_live:
