@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all chaos lint benchmark clean
+.PHONY: demo test test-all chaos lint docs benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/vidray demo
@@ -29,6 +29,10 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	PYTHONHASHSEED=0 $(BIN)/mypy # inference follows set order: the same verdict everywhere
 
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/score.py
 
@@ -40,4 +44,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-out
+	rm -rf $(VENV) demo-out build

@@ -21,6 +21,7 @@ LAYERS = [
     ["results"],
     ["api"],
     ["cli"],
+    ["__main__"],
 ]
 """Ground first, entry points last. A module imports from the layers before its own, or from its own package."""
 
@@ -31,7 +32,8 @@ ORDER = {
     ],
     "video": [
         *("sampling", "byte_sources", "file_size", "geometry", "random_crops"),
-        *("packet_times", "packet_index", "frame_selector", "frame_converters", "decoder", "views"),
+        *("packet_times", "packet_index", "frame_selector", "frame_converters", "decoder"),
+        *("pytorchvideo_clips", "views"),
     ],
     "sources": [
         *("patterns", "task_pool", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),

@@ -41,7 +41,23 @@ _GRACE_SECONDS = 12.0
 _UNLIMITED_NODES = 1000
 """What counts for a kind of node that an autoscaler may bring without limit."""
 
+RAY_VERSIONS = ((2, 58), (2, 60))
+"""The oldest and the newest Ray that the tests were run with; pyproject.toml has the same range. Older ones do not tell
+of preemption (`ray.train.get_preemption_info`); what a newer one changes is not known."""
+
 T = TypeVar("T")
+
+
+def check_ray_version(version: str) -> None:
+    """Raises UsageError unless a version of Ray is in RAY_VERSIONS."""
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    oldest, newest = (".".join(map(str, bound)) for bound in RAY_VERSIONS)
+    if not RAY_VERSIONS[0] <= numbers <= RAY_VERSIONS[1]:
+        after = f"{RAY_VERSIONS[1][0]}.{RAY_VERSIONS[1][1] + 1}"
+        raise UsageError(
+            f"Ray {version} is installed; vidray works with {oldest} to {newest}: "
+            f"pip install 'ray[data,train]>={oldest},<{after}'"
+        )
 
 
 def named_cluster(asked: str | None) -> str | None:
@@ -63,6 +79,7 @@ def connected(address: str | None) -> Iterator[None]:
     """
     import ray
 
+    check_ray_version(ray.__version__)
     if ray.is_initialized():
         yield
         return

@@ -15,7 +15,7 @@ import tyro
 from vidray.errors import UsageError
 from vidray.types import ViewConfig
 
-VIEW_FLAGS = ("span", "stride", "aggregation", "square_pixels", "video_stream")
+VIEW_FLAGS = ("span", "stride", "aggregation", "square_pixels", "video_stream", "decoder")
 """Fields of all configs that take the place of the same in the checkpoint's view config, unless None or False."""
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Span = Literal["stride", "full"]
+DecoderName = Literal["vidray", "pytorchvideo"]
 VideoStream = Literal["default", "first"]
 ViewSpan = Literal["stride", "full", "stream"]
 Aggregation = Literal["prob", "score"]
@@ -170,6 +171,9 @@ class ViewConfig:
     square_pixels: bool = False
     """A picture whose pixels are not square is resized from the shape in which a player shows it, instead of the one in
     which it is stored."""
+    decoder: DecoderName = "vidray"
+    """What decodes: `vidray.video.decoder`, or PyTorchVideo itself, which gives the same frames as they are stored (not
+    turned), of the first stream. Both resize alike, but start from other arithmetic: pixels differ by a little."""
     video_stream: VideoStream = "default"
     """Which stream of a file that has several: the one that the container marks as its default, or the ``first``."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -199,6 +203,10 @@ class ViewConfig:
             raise ValueError(f"std must be positive, got {self.std}")
 
     def _check_stream(self) -> None:
+        if self.decoder not in ("vidray", "pytorchvideo"):
+            raise ValueError(f"decoder must be 'vidray' or 'pytorchvideo', got {self.decoder!r}")
+        if self.span == "stream" and self.decoder != "vidray":
+            raise ValueError(f"only decoder 'vidray' can stream, got {self.decoder!r}")
         if self.span == "stream" and self.num_views != 1:
             raise ValueError(f"a stream is one clip and one crop, got {self.num_clips} and {self.num_crops}")
         if self.timeline_seconds is None:
@@ -265,6 +273,7 @@ _LATER_DEFAULTS = (
     ("squeeze", False),
     ("square_pixels", False),
     ("video_stream", "default"),
+    ("decoder", "vidray"),
 )
 
 

@@ -30,7 +30,7 @@ from vidray.training.data.augment import augment_config, crop_config
 from vidray.training.data.clips import ClipSpec, ClipWorker, job_of, time_range_of, video_of
 from vidray.training.data.order import clip_seed, epoch_order
 from vidray.training.plan import label_source
-from vidray.types import Limits, Span, VideoStream, ViewConfig
+from vidray.types import DecoderName, Limits, Span, VideoStream, ViewConfig
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -69,6 +69,8 @@ class PreviewConfig:
     """Resize pictures from the shape in which a player shows them, as for train."""
     video_stream: VideoStream | None = None
     """Which stream of a file with several, as for train."""
+    decoder: DecoderName | None = None
+    """What decodes, as for train."""
     flip: bool = True
     """Mirror every other clip."""
     min_scale: float = TrainConfig.min_scale

@@ -83,6 +83,10 @@ def main(
         )
 
         decode, stream = decode or decode_views, stream or stream_views
+        if view.decoder == "pytorchvideo":
+            from vidray.video import pytorchvideo_clips
+
+            pytorchvideo_clips.load()  # no module can be imported once this process is closed
     views_VTHWC = np.frombuffer(mmap.mmap(output_fd, view.num_bytes), np.uint8).reshape(view.views_shape)
     set_memory_limit, confinement = confine(limits=limits)
     control.send(pack_ready(confinement))

@@ -21,7 +21,7 @@ from vidray.flags import (
     shown_as,
 )
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
-from vidray.types import Aggregation, Limits, Span, VideoStream, ViewConfig
+from vidray.types import Aggregation, DecoderName, Limits, Span, VideoStream, ViewConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -66,6 +66,9 @@ class ScoreConfig:
     video_stream: VideoStream | None = None
     """Which stream of a file with several: the one marked as `default`, or the `first`.
     Default: from the checkpoint, else default."""
+    decoder: DecoderName | None = None
+    """What decodes: `vidray`, or PyTorchVideo's `EncodedVideo` (`pytorchvideo`), which gives the same frames for
+    several times the CPU time. Default: from the checkpoint, else vidray."""
     top_k: int = 5
     """Labels kept per video in the column top_k."""
     streaming: bool = False
@@ -174,6 +177,7 @@ class ScoreConfig:
         """Raise UsageError for what means nothing to a stream, rather than leave it out."""
         require(self.views in (None, "1x1"), "--views", self.views, "1x1 with --streaming, which sees every frame once")
         require(self.span is None, "--span", self.span, "none with --streaming, which always sees the whole video")
+        require(self.decoder != "pytorchvideo", "--decoder", self.decoder, "vidray with --streaming")
         require(self.decoders is None, "--decoders", self.decoders, "none with --streaming; take --batch-size")
         require(not self.compile, "--compile", self.compile, "not with --streaming, whose chunks differ in length")
         seconds = self.timeline
@@ -196,6 +200,7 @@ class ScoreConfig:
         asked: dict[str, Any] = {name: getattr(self, name) for name in VIEW_FLAGS}
         if self.streaming:
             asked |= {"span": "stream", "num_clips": 1, "num_crops": 1, "timeline_seconds": self.timeline}
+            asked["decoder"] = "vidray"
             asked["num_frames"] = min(checkpoint_view.num_frames, MAX_CHUNK_FRAMES)
         try:
             return override_view(checkpoint_view, self.views, asked)

@@ -15,7 +15,7 @@ import tyro
 from vidray.flags import VIEW_FLAGS, flag_name, override_view, parse_views, require, require_deadline
 from vidray.storage.redaction import public_uri
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
-from vidray.types import Aggregation, Limits, Span, VideoStream, ViewConfig
+from vidray.types import Aggregation, DecoderName, Limits, Span, VideoStream, ViewConfig
 
 RecipeName = Literal["guide", "videomae"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -155,6 +155,9 @@ class TrainConfig:
     video_stream: VideoStream | None = None
     """Which stream of a file with several: the one marked as `default`, or the `first`. Default: from the model's
     checkpoint, else default."""
+    decoder: DecoderName | None = None
+    """What decodes: `vidray`, or PyTorchVideo's `EncodedVideo` (`pytorchvideo`), which gives the same frames for
+    several times the CPU time. Default: from the model's checkpoint, else vidray."""
 
     flip: bool = True
     """Mirror every other training clip. --no-flip where left and right matter."""
@@ -333,6 +336,8 @@ class EvaluateConfig:
     checkpoint."""
     video_stream: VideoStream | None = None
     """Which stream of a file with several: `default` or `first`. Default: from the checkpoint."""
+    decoder: DecoderName | None = None
+    """What decodes: `vidray` or `pytorchvideo`. Default: from the checkpoint."""
     device: Device = "auto"
     """Where the model runs."""
     precision: Precision = "auto"

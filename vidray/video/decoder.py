@@ -20,9 +20,11 @@ from __future__ import annotations
 import collections
 import itertools
 import math
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.subtitles.codeccontext  # PyAV would import these with the first file, and NumPy its masked arrays with the
@@ -61,7 +63,8 @@ INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2"})
 
 
 class VideoDecoder:
-    """One video file in memory. Implements PyTorchVideo's ``Video`` interface (``duration``, ``get_clip``)."""
+    """One video file in memory. Implements PyTorchVideo's ``Video`` interface (``duration``, ``get_clip``), and counts
+    as a subclass of it where PyTorchVideo is loaded."""
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class VideoDecoder:
         Raises:
             VideoError: CORRUPT, UNSUPPORTED, NO_VIDEO or TOO_LARGE.
         """
+        _register_with_pytorchvideo()
         self._limits = limits or Limits()
         self._data, self._num_threads, self._which = data, num_threads, video_stream
         self._open()
@@ -97,6 +101,19 @@ class VideoDecoder:
         self._num_expected: int | None = None
         self._num_decoded: int | None = None
         self.is_doubtful = False
+
+    @classmethod
+    def from_path(cls, file: str | os.PathLike[str] | BinaryIO, limits: Limits | None = None) -> VideoDecoder:
+        """A local file by its name, or one that is open; as PyTorchVideo's ``EncodedVideo.from_path``, without sound.
+
+        Raises:
+            VideoError: as the constructor.
+            OSError: the file cannot be read.
+        """
+        if not isinstance(file, str | os.PathLike):
+            return cls(file.read(), limits)
+        with open(file, "rb") as opened:
+            return cls(opened.read(), limits)
 
     def __enter__(self) -> VideoDecoder:
         return self
@@ -427,6 +444,13 @@ def _tagged_duration(stream: av.VideoStream) -> Fraction | None:
         return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
     except (KeyError, ValueError):
         return None
+
+
+def _register_with_pytorchvideo() -> None:
+    """Makes `VideoDecoder` a virtual subclass of PyTorchVideo's ``Video``, if somebody has loaded that."""
+    module = sys.modules.get("pytorchvideo.data.video")
+    if module is not None:
+        module.Video.register(VideoDecoder)
 
 
 def rgb_frame(picture_HWC: np.ndarray) -> av.VideoFrame:

@@ -19,6 +19,7 @@ from vidray.video.byte_sources import SeekableFile
 from vidray.video.decoder import VideoDecoder, drawn_crops, rgb_frame, view_crops
 from vidray.video.frame_selector import Convert
 from vidray.video.packet_index import choose, occupied
+from vidray.video.pytorchvideo_clips import sample_clips
 from vidray.video.random_crops import ClipDraw
 from vidray.video.sampling import pts_bounds, random_span, spans_within, spread_spans, stream_chunks
 
@@ -57,13 +58,15 @@ def decode_views(
             convert: Convert = view_crops(view, pixel_aspect=aspect)
         else:
             convert = drawn_crops(view.size, draw, pixel_aspect=aspect)
-        clips = decoder.sample(
-            _spans(decoder.duration, view, time_range, draw), num_frames=view.num_frames, convert=convert
-        )
+        spans = _spans(decoder.duration, view, time_range, draw)
+        if view.decoder == "pytorchvideo":
+            clips = sample_clips(data, spans, num_frames=view.num_frames, convert=convert)
+        else:
+            clips = [clip.pictures for clip in decoder.sample(spans, num_frames=view.num_frames, convert=convert)]
         info = decoder.info
-    for index, clip in enumerate(clips):
+    for index, pictures in enumerate(clips):
         clip_views = views_VTHWC[index * view.num_crops : (index + 1) * view.num_crops]
-        for t, crops in enumerate(clip.pictures):
+        for t, crops in enumerate(pictures):
             clip_views[:, t] = crops
     return views_VTHWC, dataclasses.replace(info, decode_seconds=time.perf_counter() - started)
 

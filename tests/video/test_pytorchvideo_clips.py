@@ -1,0 +1,167 @@
+"""``--decoder pytorchvideo`` gives the frames that ours gives, through the same sandbox, limits and statuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support import runs
+from tests.support.checkpoints import make_videomae
+from tests.support.videos import audio_only, make_video
+from vidray.cli.demo import motion_video
+from vidray.cli.main import main as cli
+from vidray.errors import VideoError
+from vidray.sandbox.sandbox import Sandbox
+from vidray.scoring.config import ScoreConfig
+from vidray.scoring.job import ScoreJob
+from vidray.types import Limits, Status, ViewConfig
+from vidray.video.decoder import VideoDecoder
+from vidray.video.random_crops import ClipDraw, CropConfig
+from vidray.video.views import decode_views
+
+OURS = ViewConfig(num_frames=8, size=48, num_clips=3, num_crops=3)
+THEIRS = dataclasses.replace(OURS, decoder="pytorchvideo")
+VIDEOS: dict[str, dict] = {
+    "B-frames": {"num_frames": 90, "max_b_frames": 3, "options": {"preset": "medium", "qp": "10"}},
+    "variable rate": {"num_frames": 40, "pts": [i * i for i in range(40)], "time_base": Fraction(1, 500)},
+    "25 frames per second": {"num_frames": 60, "fps": 25, "container": "matroska"},
+    "shorter than a clip": {"num_frames": 5},
+    "no duration": {"num_frames": 60, "container": "webm", "codec": "libvpx-vp9", "options": {"crf": "4", "b": "8M"}},
+}
+RESIZING = 2.0
+"""Mean difference of pixels, of 255: both resize with the same filter, but one in 4:2:2 and one in RGB. Another frame's
+number in the picture makes it larger than 5."""
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox(view=THEIRS, limits=Limits(max_pixels=64 * 64)) as sandbox:
+        yield sandbox
+
+
+@pytest.mark.parametrize("kind", VIDEOS)
+def test_in_the_sandbox_both_decoders_give_the_same_frames(kind: str, sandbox: Sandbox) -> None:
+    data = make_video(**VIDEOS[kind])
+    theirs, info = sandbox.decode(data)
+    ours, expected = decode_views(data, view=OURS, limits=Limits())
+    assert np.abs(theirs.astype(int) - ours).mean() < RESIZING
+    assert (info.duration_seconds, info.width, info.codec) == (
+        expected.duration_seconds,
+        expected.width,
+        expected.codec,
+    )
+    other = np.roll(ours, 1, axis=1)
+    assert np.abs(other.astype(int) - ours).mean() > RESIZING or kind == "shorter than a clip", "the control differs"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\0" * 99, Status.CORRUPT),
+        (audio_only(), Status.NO_VIDEO),
+        (b"#EXTM3U\n#EXTINF:1\nfile:///etc/passwd\n", Status.UNSUPPORTED),
+        (make_video(num_frames=3, width=96, height=96), Status.TOO_LARGE),
+    ],
+)
+def test_what_cannot_be_decoded_has_the_same_status(data: bytes, status: Status, sandbox: Sandbox) -> None:
+    with pytest.raises(VideoError) as raised:
+        sandbox.decode(data)
+    assert raised.value.status is status
+
+
+def test_training_clips_show_the_same_times_and_boxes() -> None:
+    data = make_video(num_frames=90, width=120, height=90)
+    draw = ClipDraw(crop=CropConfig(mode="random", min_short_side=50, max_short_side=64), seed=5)
+    one = {"num_clips": 1, "num_crops": 1}
+    clips = [
+        decode_views(data, view=dataclasses.replace(view, **one), limits=Limits(), draw=draw)[0]
+        for view in (OURS, THEIRS)
+    ]
+    assert np.abs(clips[0].astype(int) - clips[1]).mean() < RESIZING
+
+
+def test_whole_jobs_agree(tmp_path, capfd) -> None:
+    """Scoring, and training from there; rows say which decoder made them, by another result key."""
+    model, videos = make_videomae(tmp_path / "model", initializer_range=0.02), tmp_path / "videos"
+    for number in range(12):
+        label = ("left", "right")[number % 2]
+        (videos / label).mkdir(parents=True, exist_ok=True)
+        (videos / label / f"{number}.mp4").write_bytes(motion_video(label, seed=number, num_frames=12))
+    (videos / "left" / "broken.mp4").write_bytes(b"\0" * 99)
+    output = tmp_path / "out"
+    for decoder in ("vidray", "pytorchvideo"):
+        config = ScoreConfig(
+            **{"source": (str(videos),), "model": str(model), "output": str(output), "runner": "local"},
+            **{"views": "2x1", "decoder": decoder, "max_failure_rate": 0.1},
+        )
+        ScoreJob(config).run()
+    rows = sorted(runs.read_rows(output), key=lambda row: (row["result_key"], row["uri"]))
+    first, second = rows[:13], rows[13:]
+    assert len(second) == 13
+    for mine, theirs in zip(first, second, strict=True):
+        assert (mine["uri"], mine["status"], mine["label"]) == (theirs["uri"], theirs["status"], theirs["label"])
+        assert mine["score"] == (None if theirs["score"] is None else pytest.approx(theirs["score"], abs=0.01))
+    places = ["--source", str(videos), "--model", str(model), "--output", str(tmp_path / "trained")]
+    flags = ["--epochs", "1", "--views", "1x1", "--no-flip", "--decoder", "pytorchvideo", "--max-failure-rate", "0.5"]
+    assert cli(["train", *places, *flags]) == 0
+    assert '"decoder": "pytorchvideo"' in (tmp_path / "trained/vidray.json").read_text()
+
+
+def test_streams_are_refused(tmp_path, capsys) -> None:
+    places = ["--source", "v", "--model", "m", "--output", str(tmp_path)]
+    assert cli(["score", *places, "--streaming", "--decoder", "pytorchvideo"]) == 2
+    assert "--decoder: got 'pytorchvideo', allowed is vidray with --streaming" in capsys.readouterr().err
+
+
+# -- our decoder as a Video of PyTorchVideo --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", VIDEOS)
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (0.3, 0.9), (Fraction(1, 3), Fraction(2, 3)), (0, 99), (50, 60)])
+def test_a_clip_is_theirs_bit_for_bit(kind: str, start, end, tmp_path: Path) -> None:
+    from pytorchvideo.data.encoded_video import EncodedVideo
+
+    path = tmp_path / "video"
+    path.write_bytes(make_video(**VIDEOS[kind]))
+    theirs = EncodedVideo.from_path(str(path), decode_audio=False).get_clip(start, end)["video"]
+    for opened in (path, str(path), path.open("rb"), io.BytesIO(path.read_bytes())):
+        ours = VideoDecoder.from_path(opened).get_clip(start, end)
+        assert ours["audio"] is None
+        if theirs is None:
+            assert ours["video"] is None
+        else:
+            assert torch.equal(ours["video"], theirs)
+            assert ours["video"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("first", ["vidray.video.decoder", "pytorchvideo.data.video"])
+def test_it_is_a_video_of_theirs_whichever_is_imported_first(first: str) -> None:
+    script = (
+        f"import io, {first}\n"
+        "from vidray.video.decoder import VideoDecoder\n"
+        "from pytorchvideo.data.video import Video\n"
+        "from tests.support.videos import make_video\n"
+        "print(isinstance(VideoDecoder(make_video(num_frames=3)), Video))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=runs.ROOT)
+    assert done.stdout == "True\n"
+
+
+def test_decoding_alone_does_not_load_pytorchvideo() -> None:
+    script = (
+        "import sys\n"
+        "from tests.support.videos import make_video\n"
+        "from vidray.video.decoder import VideoDecoder\n"
+        "VideoDecoder(make_video(num_frames=3))\n"
+        "print('pytorchvideo' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=runs.ROOT)
+    assert done.stdout == "False False\n"
