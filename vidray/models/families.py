@@ -56,8 +56,7 @@ class Family:
     head_key: str = "classifier.weight"
     """The classifier's weights, (num_labels, features), in the weights file."""
     mean: tuple[float, float, float]
-    """Of the published checkpoints; used only where a processor JSON does not say. Never the class default of
-    Transformers' processor, which is another one for VideoMAE and TimeSformer."""
+    """Of the published checkpoints; used only where neither the processor JSON says it nor the class that it names."""
     std: tuple[float, float, float]
     rescale_factor: float = 1 / 255
     offset: bool = False
