@@ -15,10 +15,11 @@ from torch import Tensor
 from tests.models.test_movinet_convert import build, save_port
 from tests.support.closeness import FLOAT32_ROUNDING, assert_same
 from vidray.checkpoints.checkpoint import read_checkpoint
-from vidray.checkpoints.convert import ConvertPyTorchVideo, convert, movinet_view, read_labels
+from vidray.checkpoints.convert import ConvertPyTorchVideo, convert, read_labels
 from vidray.cli.main import main
 from vidray.errors import UsageError
 from vidray.models.movinet.configuration import MoViNetConfig
+from vidray.models.movinet.variants import movinet_view
 from vidray.models.pytorchvideo.convert import convert_pytorchvideo
 from vidray.scoring.predictor import Predictor
 

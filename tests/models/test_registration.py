@@ -13,7 +13,7 @@ import torch
 from tests.support.checkpoints import make_family
 from tests.support.closeness import FLOAT32_ROUNDING, assert_same
 from vidray.checkpoints.checkpoint import Checkpoint, load_model, read_checkpoint
-from vidray.checkpoints.convert import write_checkpoint
+from vidray.checkpoints.write import write_checkpoint
 from vidray.models.catalogue import CATALOGUE
 from vidray.models.families import FAMILIES
 from vidray.scoring.predictor import Predictor
