@@ -70,6 +70,7 @@ def test_converted_folder_scores_as_the_original_network(
     assert checkpoint.labels == tuple("abcde")
     assert (view.num_frames, view.stride, view.size) == (4, 12, 182)
     assert checkpoint.meta.training["converted_from"]["name"] == "X3D_XS.pyth"
+    assert "from `X3D_XS.pyth`" in (output / "README.md").read_text()
 
     views = np.random.default_rng(0).integers(0, 256, (1, *view.views_shape[1:]), dtype=np.uint8)
     network = hub.x3d_xs(model_num_class=5, head_activation=None).eval()

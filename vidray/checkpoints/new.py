@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -15,9 +16,6 @@ from vidray.checkpoints.write import new_folder, write_new_checkpoint
 from vidray.flags import require, shown_as
 from vidray.models.families import FAMILIES
 from vidray.models.networks import Network, find_network
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MAX_LABELS = 1_000_000
 
