@@ -38,9 +38,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.support import checkpoints
 from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from vidray.checkpoints.convert import movinet_view, write_checkpoint
+from vidray.checkpoints.write import write_checkpoint
 from vidray.cpu_tuning import keep_freed_memory
 from vidray.models.families import FAMILIES, Family
+from vidray.models.movinet.variants import movinet_view
 from vidray.models.pytorchvideo.variants import VARIANTS
 from vidray.scoring.predictor import Predictor
 from vidray.types import ViewConfig

@@ -99,9 +99,10 @@ def as_mp4(avi: bytes) -> bytes:
 
 def make_model(folder: Path) -> None:
     """MoViNet-A0 stream with random weights."""
-    from vidray.checkpoints.convert import movinet_view, write_checkpoint
+    from vidray.checkpoints.write import write_checkpoint
     from vidray.models.movinet.configuration import MoViNetConfig
     from vidray.models.movinet.modeling import MoViNetForVideoClassification
+    from vidray.models.movinet.variants import movinet_view
 
     model = MoViNetForVideoClassification(MoViNetConfig(variant="a0", stream=True, num_labels=600))
     write_checkpoint(model, movinet_view(model.config), folder)

@@ -40,7 +40,7 @@ ORDER = {
         *("manifest_file", "manifest", "signed_urls", "splits", "label_formats", "label_sources", "labels"),
     ],
     "sandbox": ["landlock", "seccomp", "confinement", "protocol", "process", "child", "sandbox"],
-    "checkpoints": ["resolve", "checkpoint", "convert"],
+    "checkpoints": ["resolve", "checkpoint", "card", "write", "convert", "new"],
     "scoring": [
         *("config", "output", "history", "accounting", "plan", "collector", "timing", "summary", "verdict"),
         *("staging", "predictor", "classifier", "stages", "stream_predictor", "stream_stage"),
@@ -173,6 +173,7 @@ def test_training_and_scoring_never_import_each_other():
         ("vidray.scoring.stages", {"torch", "transformers", "ray", "av"}),
         ("vidray.scoring.stream_stage", {"torch", "transformers", "ray", "av"}),
         ("vidray.sandbox.child", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),
+        ("vidray.checkpoints.new", {"torch", "transformers", "ray", "av", "duckdb", "pytorchvideo"}),
         ("vidray.checkpoints.convert", {"torch", "transformers", "ray", "av", "duckdb"}),
         ("vidray.models.catalogue", {"torch", "transformers", "ray", "av", "duckdb", "pytorchvideo"}),
         ("vidray.video.views", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),

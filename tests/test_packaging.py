@@ -73,13 +73,13 @@ def test_a_wheel_works_where_the_repository_is_not(wheel, tmp_path):
     assert (done.returncode, "allowed are score" in done.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("version", ["2.55.1", "2.57.0", "2.61.0", "3.0.0", "1.13.0"])
+@pytest.mark.parametrize("version", ["2.55.1", "2.58.1", "2.61.0", "3.0.0", "1.13.0"])
 def test_a_ray_that_was_never_tried_is_refused_with_the_way_out(version):
     with pytest.raises(UsageError, match=rf"Ray {version} is installed; vidray works with .*: pip install 'ray\["):
         check_ray_version(version)
 
 
-@pytest.mark.parametrize("version", ["2.58.0", "2.59.1", "2.60.0", "2.60.0.dev0"])
+@pytest.mark.parametrize("version", ["2.59.0", "2.59.1", "2.60.0", "2.60.0.dev0"])
 def test_a_ray_that_was_tried_is_taken(version):
     check_ray_version(version)
 

@@ -41,9 +41,9 @@ _GRACE_SECONDS = 12.0
 _UNLIMITED_NODES = 1000
 """What counts for a kind of node that an autoscaler may bring without limit."""
 
-RAY_VERSIONS = ((2, 58), (2, 60))
-"""The oldest and the newest Ray that the tests were run with; pyproject.toml has the same range. Older ones do not tell
-of preemption (`ray.train.get_preemption_info`); what a newer one changes is not known."""
+RAY_VERSIONS = ((2, 59), (2, 60))
+"""The oldest and the newest Ray that the tests were run with; pyproject.toml has the same range. Older ones lack
+`max_concurrent_calls_per_actor` (2.58) and `get_preemption_info` (2.57); what a newer one changes is not known."""
 
 T = TypeVar("T")
 

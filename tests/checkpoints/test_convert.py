@@ -15,10 +15,11 @@ from torch import Tensor
 from tests.models.test_movinet_convert import build, save_port
 from tests.support.closeness import FLOAT32_ROUNDING, assert_same
 from vidray.checkpoints.checkpoint import read_checkpoint
-from vidray.checkpoints.convert import ConvertPyTorchVideo, convert, movinet_view, read_labels
+from vidray.checkpoints.convert import ConvertPyTorchVideo, convert, read_labels
 from vidray.cli.main import main
 from vidray.errors import UsageError
 from vidray.models.movinet.configuration import MoViNetConfig
+from vidray.models.movinet.variants import movinet_view
 from vidray.models.pytorchvideo.convert import convert_pytorchvideo
 from vidray.scoring.predictor import Predictor
 
@@ -69,6 +70,7 @@ def test_converted_folder_scores_as_the_original_network(
     assert checkpoint.labels == tuple("abcde")
     assert (view.num_frames, view.stride, view.size) == (4, 12, 182)
     assert checkpoint.meta.training["converted_from"]["name"] == "X3D_XS.pyth"
+    assert "from `X3D_XS.pyth`" in (output / "README.md").read_text()
 
     views = np.random.default_rng(0).integers(0, 256, (1, *view.views_shape[1:]), dtype=np.uint8)
     network = hub.x3d_xs(model_num_class=5, head_activation=None).eval()

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from vidray.checkpoints.convert import Conversion
+from vidray.checkpoints.new import NewConfig
 from vidray.cli.demo import DemoConfig
 from vidray.cli.help import EXAMPLES, HEADINGS, command_help
 from vidray.cli.main import parse
@@ -23,6 +24,7 @@ COMMANDS = {
     "preview": PreviewConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "new": NewConfig,
     "convert": Conversion,
     "models": ModelsConfig,
     "demo": DemoConfig,
@@ -36,7 +38,10 @@ def test_help_fits_the_screen_and_names_every_flag(command, columns, monkeypatch
     text = command_help(command, COMMANDS[command])
     assert max(map(len, text.splitlines())) <= min(columns, 100)
     assert "None" not in text
-    positional = {"--source", "--output", "--variant"} if command == "convert" else set()
+    positional = {
+        "convert": {"--source", "--output", "--variant"},
+        "new": {"--family", "--variant", "--folder"},
+    }.get(command, set())
     for flag in known_flags(COMMANDS[command]).keys() - positional:
         assert f"  {flag}" in text or f"  --no-{flag[2:]}" in text or flag.startswith("--no-"), flag
 

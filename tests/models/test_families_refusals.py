@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.checkpoints import make_family
-from vidray.checkpoints.checkpoint import load_model, read_checkpoint
+from tests.support.checkpoints import make_family, processor_values, write_processor
+from tests.support.videos import make_video
+from vidray.checkpoints.checkpoint import load_model, read_checkpoint, write_vidray_json
+from vidray.cli.main import main
 from vidray.errors import UsageError
 from vidray.models.families import FAMILIES
 from vidray.models.processors import check_view
@@ -27,7 +29,9 @@ LABELS = ("left", "right")
 CANNOT = {
     # model type: (frames, size) that it refuses, and what the error says that it takes; its tiny config has 4 of 32
     "videomae": [((8, 32), "only what it was built for, 4 frames of 32×32"), ((4, 64), "only what it was built for")],
+    "timesformer": [((8, 32), "only what it was built for, 4 frames of 32×32"), ((4, 48), "only what it was")],
     "vivit": [((8, 32), "only what it was built for, 4 frames of 32×32"), ((4, 64), "only what it was built for")],
+    "vjepa2": [((4, 48), "any number of frames of just 32×32")],
     "videoprism_vision_model": [((8, 36), "only what it was built for, 4 frames of 36×36"), ((4, 54), "4 frames of")],
     "pytorchvideo_resnet": [((3, 32), "at least 4 frames of at least 32×32"), ((4, 31), "at least 32×32")],
     "pytorchvideo_slowfast": [((12, 32), "just 8 frames of at least 32×32"), ((8, 31), "just 8 frames")],
@@ -35,8 +39,7 @@ CANNOT = {
     "pytorchvideo_mvit": [((8, 32), "only what it was built for, 4 frames of 32×32"), ((4, 64), "4 frames of 32×32")],
 }
 CAN = {
-    "timesformer": [(8, 32), (2, 64)],
-    "vjepa2": [(8, 32), (2, 64)],
+    "vjepa2": [(8, 32), (2, 32)],
     "pytorchvideo_resnet": [(6, 40)],
     "pytorchvideo_slowfast": [(8, 40)],
     "pytorchvideo_x3d": [(6, 40)],
@@ -77,6 +80,34 @@ def test_frames_and_sizes_that_it_is_said_to_take_it_takes(
     view = dataclasses.replace(checkpoint.view, num_frames=shape[0], size=shape[1], short_side=None)
     views = torch.randint(0, 256, (1, *view.views_shape[1:]), dtype=torch.uint8).numpy()
     assert Predictor(checkpoint, view=view).predict([views])[0].error is None
+
+
+@pytest.mark.parametrize("command", ["score", "train", "evaluate"])
+@pytest.mark.parametrize(
+    ("num_frames", "size", "got"), [(4, 48, "frames of 48 pixels"), (6, 32, "6 frames of 32 pixels")]
+)
+def test_command_refuses_views_that_timesformer_was_not_built_for(
+    command: str, num_frames: int, size: int, got: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Transformers would fail on them in the middle of the run, or attend over wrong tokens."""
+    model = make_family(tmp_path / "model", "timesformer", labels=LABELS)
+    if size != 32:
+        write_processor(model, processor_values(size), style="new")
+    else:
+        write_vidray_json(model, read_checkpoint(str(model)).meta)
+        content = json.loads((model / "vidray.json").read_text())
+        content["view"]["num_frames"] = num_frames
+        (model / "vidray.json").write_text(json.dumps(content))
+    for label in LABELS:
+        (tmp_path / "videos" / label).mkdir(parents=True)
+        (tmp_path / "videos" / label / "0.mp4").write_bytes(make_video(num_frames=8))
+    places = ["--source", str(tmp_path / "videos"), "--model", str(model)]
+    output = [] if command == "evaluate" else ["--output", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main([command, *places, *output]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert got in line
+    assert "timesformer takes" in line
 
 
 _OTHER_SIZES: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import torch
 
 from tests.support.checkpoints import VARIANTS, make_family
 from vidray.checkpoints.checkpoint import load_model, read_checkpoint
-from vidray.checkpoints.convert import write_checkpoint
+from vidray.checkpoints.write import write_checkpoint
 
 LABELS = ("left", "right")
 

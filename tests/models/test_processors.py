@@ -29,7 +29,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "minimal V-JEPA 2": ("vjepa2", "VJEPA2VideoProcessor", {}),
     "V-JEPA 2 whose size is not obeyed": (
         *("vjepa2", "VJEPA2VideoProcessor"),
-        {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}},
+        {"size": {"shortest_edge": 256}, "crop_size": {"height": 256, "width": 256}},
     ),
     "int size": ("timesformer", VIDEOMAE, {"size": 256}),
     "int size, squared": ("timesformer", VIDEOMAE, {"size": 224, "default_to_square": True}),
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"size": {"height": 256, "width": 256}, "crop_size": {"height": 224, "width": 224}},
     ),
     "squeezed, not cropped": (
-        *("timesformer", TIMESFORMER),
+        *("movinet", TIMESFORMER),
         {"size": {"height": 192, "width": 192}, "do_center_crop": False},
     ),
     "not normalised": ("timesformer", VIDEOMAE, {"do_normalize": False}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from tests.support.checkpoints import make_family
 from tests.support.closeness import FLOAT32_ROUNDING, assert_same
 from vidray.checkpoints.checkpoint import Checkpoint, load_model, read_checkpoint
-from vidray.checkpoints.convert import write_checkpoint
+from vidray.checkpoints.write import write_checkpoint
 from vidray.models.catalogue import CATALOGUE
 from vidray.models.families import FAMILIES
 from vidray.scoring.predictor import Predictor
@@ -121,7 +122,8 @@ def test_pipeline_of_transformers_loads_videoprism_but_cannot_score_it_as_the_ta
 
 
 def published(model_type: str, folder: Path) -> Checkpoint:
-    """A tiny checkpoint that went through vidray's own writer."""
+    """A tiny checkpoint that went through vidray's own writer, and takes frames of its size as they are."""
     start = read_checkpoint(str(make_family(folder / "start", model_type, labels=("left", "right", "still"))))
-    write_checkpoint(load_model(start), start.view, folder / "published")
+    view = dataclasses.replace(start.view, short_side=None)
+    write_checkpoint(load_model(start), view, folder / "published")
     return read_checkpoint(str(folder / "published"))

@@ -24,7 +24,7 @@ from torch import nn
 from tests.support.checkpoints import VARIANTS, make_family
 from tests.support.training_parts import NoWriter
 from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from vidray.checkpoints.convert import write_checkpoint
+from vidray.checkpoints.write import write_checkpoint
 from vidray.cli.demo import motion_video
 from vidray.models.predict import forward_views
 from vidray.sources.labels import LabelSource, load_labelled

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-import tempfile
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from vidray.checkpoints.checkpoint import CheckpointMeta, write_vidray_json
+from vidray import __version__
+from vidray.checkpoints.checkpoint import CheckpointMeta
+from vidray.checkpoints.write import new_folder, write_new_checkpoint
 from vidray.errors import UsageError
-from vidray.models.families import find_family
-from vidray.models.processors import processor_json
+from vidray.models.movinet.variants import movinet_view
 from vidray.models.pytorchvideo.variants import VARIANTS
-from vidray.types import REFERENCE_FPS, ViewConfig
+from vidray.types import ViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class ConvertMoViNet:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A TensorFlow checkpoint (.../ckpt-1, its .index file, or its folder), or a file with a PyTorch state dict."""
     output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
-    """The folder to make. It must not be there yet."""
+    """The folder to make. It must be new or empty."""
     variant: Literal["a0", "a1", "a2", "a3", "a4", "a5"] | None = None
     """What the weights must be of. Default: found out from the weights."""
     kind: Literal["base", "stream"] | None = None
@@ -45,7 +44,7 @@ class ConvertPyTorchVideo:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """The file with the state dict (.pyth)."""
     output: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUTPUT")]
-    """The folder to make. It must not be there yet."""
+    """The folder to make. It must be new or empty."""
     labels: str | None = None
     """A text file with the names of the classes, one per line, in the order of the logits. Default: numbers."""
 
@@ -62,43 +61,28 @@ def convert(conversion: ConvertMoViNet | ConvertPyTorchVideo) -> CheckpointMeta:
 
     Raises: UsageError if the weights do not fit, the labels are of no use, or the output is there already.
     """
-    output = _new_folder(conversion.output)
+    output = new_folder(conversion.output)
     labels = None if conversion.labels is None else read_labels(Path(conversion.labels))
     if isinstance(conversion, ConvertMoViNet):
         model, view = _movinet(conversion, labels)
     else:
         model, view = _pytorchvideo(conversion, labels)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
-        folder = Path(scratch) / output.name
-        meta = write_checkpoint(model, view, folder, source=Path(conversion.source))
-        shutil.move(folder, output)
-    return meta
-
-
-def write_checkpoint(model: Any, view: ViewConfig, folder: Path, *, source: Path | None = None) -> CheckpointMeta:
-    """Save a model of Transformers with all that scoring needs, ``vidray.json`` last; returns its content."""
-    from vidray.models.loading import quiet
-
-    with quiet():
-        model.save_pretrained(folder)
-    family = find_family(model.config.model_type)
-    text = json.dumps(processor_json(view, family=family), indent=2) + "\n"
-    (folder / "video_preprocessor_config.json").write_text(text, encoding="utf-8")
-    id2label = model.config.id2label
-    meta = CheckpointMeta(
-        view=view,
-        labels=tuple(id2label[index] for index in range(len(id2label))),
-        family=family.model_type,
-        training={} if source is None else {"converted_from": _describe(source)},
+    source = _describe(Path(conversion.source))
+    return write_new_checkpoint(
+        model,
+        view,
+        output,
+        training={"converted_from": source},
+        title=f"{model.config.model_type} {model.config.variant}",
+        text=f"Converted by vidray {__version__} from `{source['name']}`.",
     )
-    return write_vidray_json(folder, meta)
 
 
 def read_labels(path: Path) -> list[str]:
     """The lines of a text file. Raises UsageError if it cannot be read, or has no names, empty ones or doubles."""
     try:
-        labels = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+        text = unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))  # as labels of videos are read
+        labels = [line.strip() for line in text.rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--labels {path}: {error}") from error
     doubles = sorted({label for label in labels if labels.count(label) > 1})
@@ -115,33 +99,11 @@ def _movinet(conversion: ConvertMoViNet, labels: list[str] | None) -> tuple[Any,
     return model, movinet_view(model.config)
 
 
-def movinet_view(config: Any) -> ViewConfig:
-    """How a published MoViNet wants its views: one, of the whole video; pixels in [0, 1]."""
-    return ViewConfig(
-        num_frames=config.num_frames,
-        size=config.image_size,
-        stride=round(REFERENCE_FPS / config.fps),
-        span="full",
-        num_clips=1,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
-
-
 def _pytorchvideo(conversion: ConvertPyTorchVideo, labels: list[str] | None) -> tuple[Any, ViewConfig]:
     from vidray.models.pytorchvideo.convert import convert_pytorchvideo
 
     model = convert_pytorchvideo(conversion.source, variant=conversion.variant, labels=labels)
     return model, VARIANTS[conversion.variant].view
-
-
-def _new_folder(output: str) -> Path:
-    if "://" in output:
-        raise UsageError(f"the output must be a folder on this machine, got {output}; copy it to a store afterwards")
-    path = Path(output).absolute()
-    if path.exists():
-        raise UsageError(f"{output} is there already; name a folder that is not, or remove it first")
-    return path
 
 
 def _describe(source: Path) -> dict[str, str]:

@@ -35,6 +35,10 @@ EXAMPLES = {
         "vidray evaluate --source videos/ --model my-model --views 5x3",
         "vidray evaluate --source testlist.csv --model my-model --output evaluation",
     ),
+    "new": (
+        "vidray new X3D x3d_m models/x3d --labels 3",
+        "vidray new VideoMAE small models/videomae --labels labels.txt",
+    ),
     "convert": (
         "vidray convert movinet movinet_a0_stream/ckpt-1 movinet-a0-stream --labels kinetics_600.txt",
         "vidray convert pytorchvideo x3d_m X3D_M.pyth x3d-m",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import select
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ commands:
   preview     show the clips that training or validation would see, as a contact sheet or an animation
   train       fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
   evaluate    evaluate a checkpoint on labelled videos
+  new         make an untrained checkpoint of any model, to try it or to train it from scratch
   convert     make a checkpoint from published weights of MoViNet or PyTorchVideo
   models      list the models: parameters, input, published accuracy, where their weights are
   demo        make videos, train a small model on them, score others, and query the result
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": train,
         "evaluate": evaluate,
         "preview": preview,
+        "new": new,
         "convert": convert,
         "models": models,
         "demo": demo,
@@ -180,6 +183,20 @@ def demo(arguments: list[str]) -> int:
     return run_demo(parse(DemoConfig, arguments, prog="vidray demo"))
 
 
+def new(arguments: list[str]) -> int:
+    """``vidray new``."""
+    from vidray.checkpoints.new import NewConfig, new_checkpoint
+
+    config = parse(NewConfig, arguments, prog="vidray new")
+    meta = new_checkpoint(config)
+    folder, trained = (shlex.quote(config.folder.rstrip("/") + end) for end in ("", "-trained"))
+    print(f"{config.folder}: {meta.family}, untrained, {len(meta.labels)} labels, fingerprint {meta.fingerprint[:12]}…")
+    print("what to do next, with videos in a folder for each label:")
+    print(f"  vidray preview --source VIDEOS --model {folder}")
+    print(f"  vidray train --source VIDEOS --model {folder} --output {trained}")
+    return 0
+
+
 def convert(arguments: list[str]) -> int:
     """``vidray convert``."""
     from vidray.checkpoints.convert import Conversion
@@ -205,6 +222,7 @@ def models(arguments: list[str]) -> int:
 def completion(arguments: list[str]) -> int:
     """``vidray completion``."""
     from vidray.checkpoints.convert import Conversion
+    from vidray.checkpoints.new import NewConfig
     from vidray.cli.completion import SHELLS, completion_script
     from vidray.cli.demo import DemoConfig
     from vidray.cli.preview import PreviewConfig
@@ -217,9 +235,10 @@ def completion(arguments: list[str]) -> int:
         raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")
     configs = {
         **{"score": ScoreConfig, "verify": VerifyConfig, "train": TrainConfig, "evaluate": EvaluateConfig},
-        **{"preview": PreviewConfig, "convert": Conversion, "models": ModelsConfig, "demo": DemoConfig},
+        **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
+        **{"demo": DemoConfig, "completion": None},
     }
-    print(completion_script(shell, {**configs, "completion": None}), end="")
+    print(completion_script(shell, configs), end="")
     return 0
 
 

@@ -186,7 +186,8 @@ WEIGHTS: --model NAME works as it stands, in vidray score and vidray train: NAME
   convert FILE.pyth: from https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/FILE.pyth,
     then vidray convert pytorchvideo VARIANT FILE.pyth FOLDER, then --model FOLDER
   convert FILE.tar.gz: from https://storage.googleapis.com/tf_model_garden/vision/movinet/FILE.tar.gz, unpack it,
-    then vidray convert movinet FILE FOLDER, then --model FOLDER"""
+    then vidray convert movinet FILE FOLDER, then --model FOLDER
+Without weights, to try a model or to train it from scratch: vidray new FAMILY VARIANT FOLDER --labels FILE|N"""
 
 
 def format_table(entries: Sequence[Entry]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from vidray.errors import UsageError
 from vidray.types import Span
 
-InputRule = Literal["exact", "exact_frames", "at_least", "any"]
+InputRule = Literal["exact", "exact_frames", "exact_size", "at_least", "any"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +39,8 @@ class Family:
     default_size: int
     input_rule: InputRule
     """``exact``: the model takes only its own number of frames and size. ``exact_frames``: its own number of frames, of
-    its own size or larger. ``at_least``: its own number of frames and size, or more. ``any``: any."""
+    its own size or larger. ``exact_size``: any number of frames of its own size. ``at_least``: its own number of frames
+    and size, or more. ``any``: any."""
     stride_key: str | None = None
     """Where config.json has the frames between two sampled ones, if it has."""
     span: Span = "stride"
@@ -122,7 +123,9 @@ _ROWS = (
         "TimesformerConfig",
         default_num_frames=8,
         default_size=224,
-        input_rule="any",
+        # Transformers resizes the position embeddings for other views, but divides the tokens by its own frames and
+        # width: it fails, or attends over wrong ones.
+        input_rule="exact",
         attention="eager",
         mean=(0.45, 0.45, 0.45),
         std=(0.225, 0.225, 0.225),
@@ -150,7 +153,7 @@ _ROWS = (
         default_num_frames=64,
         size_key="crop_size",
         default_size=256,
-        input_rule="any",
+        input_rule="exact_size",  # Transformers tells rows and frames of tokens apart by its own size
         **_IMAGENET,
     ),
     _transformers(

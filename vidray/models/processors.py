@@ -126,14 +126,15 @@ def check_view(view: ViewConfig, *, config: Mapping[str, Any], family: Family) -
 
 def refuse_input(rule: InputRule, num_frames: int, sides: tuple[int, int], own_frames: int, own_size: int) -> str:
     """What is allowed, if a model built for ``own_frames`` of ``own_size`` cannot take the input; else nothing."""
-    frames_fit = num_frames >= own_frames if rule == "at_least" else num_frames == own_frames
-    size_fits = sides == (own_size, own_size) if rule == "exact" else min(sides) >= own_size
+    frames_fit = {"at_least": num_frames >= own_frames, "exact_size": True}.get(rule, num_frames == own_frames)
+    size_fits = sides == (own_size, own_size) if rule in ("exact", "exact_size") else min(sides) >= own_size
     if rule == "any" or (frames_fit and size_fits):
         return ""
     frames, size = f"{own_frames} frames", f"{own_size}×{own_size} pixels"
     return {
         "exact": f"only what it was built for, {frames} of {size}",
         "exact_frames": f"just {frames} of at least {size}",
+        "exact_size": f"any number of frames of just {size}",
         "at_least": f"at least {frames} of at least {size}",
     }[rule]
 
@@ -182,7 +183,7 @@ def _geometry(processor: Mapping[str, Any], model_size: int, family: Family) -> 
     size = _square(processor["crop_size"], "processor: crop_size") if crops else short_side
     if size > short_side:
         raise UsageError(f"the processor JSON crops {size} pixels out of {short_side}; crop_size is at most size")
-    if family.input_rule == "exact" and size != model_size:
+    if family.input_rule in ("exact", "exact_size") and size != model_size:
         raise UsageError(
             f"the processor JSON makes frames of {size} pixels, but config.json says {family.size_key} {model_size} "
             f"and {family.model_type} takes no other; correct the one that is wrong"

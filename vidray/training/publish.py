@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from vidray import __version__
-from vidray.checkpoints.checkpoint import VIDRAY_FILE, CheckpointMeta, write_vidray_json
+from vidray.checkpoints.card import model_card
+from vidray.checkpoints.checkpoint import VIDRAY_FILE, CheckpointMeta
+from vidray.checkpoints.write import write_checkpoint
 from vidray.errors import RunError
 from vidray.models.families import Family
-from vidray.models.loading import quiet
-from vidray.models.processors import processor_json
 from vidray.sources.labels import LabelledManifest
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
@@ -73,8 +73,10 @@ def publish(
     """
     with tempfile.TemporaryDirectory(prefix="vidray-publish-") as temporary:
         folder = Path(temporary)
-        meta = write_checkpoint(result, folder)
-        (folder / "README.md").write_text(model_card(result, meta))
+        metrics = {key: value for key, value in result.metrics.items() if key != "confusion"}
+        training = training_facts(result)
+        meta = write_checkpoint(result.model, result.view, folder, training=training, metrics=metrics)
+        (folder / "README.md").write_text(_card(result, meta), encoding="utf-8")
         (folder / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in result.metrics_rows))
         write_tensorboard(folder / "tb", result.metrics_rows)
         add_files(folder)
@@ -83,27 +85,6 @@ def publish(
             raise RunError(f"{store.uri} was finished by another run meanwhile; it was left as it is")
         _upload(folder, store)
     return meta
-
-
-def write_checkpoint(result: TrainingResult, folder: Path) -> CheckpointMeta:
-    """The Hugging Face folder and ``vidray.json``."""
-    config = result.model.config
-    config.problem_type = "single_label_classification"
-    if getattr(config, "num_frames", None) is None:
-        config.num_frames = result.view.num_frames  # transformers.pipeline asks for it
-    with quiet():
-        result.model.save_pretrained(folder)
-    (folder / "video_preprocessor_config.json").write_text(
-        json.dumps(processor_json(result.view, family=result.family), indent=2) + "\n"
-    )
-    meta = CheckpointMeta(
-        view=result.view,
-        labels=result.manifest.labels,
-        family=result.family.model_type,
-        metrics={key: value for key, value in result.metrics.items() if key != "confusion"},
-        training=training_facts(result),
-    )
-    return write_vidray_json(folder, meta)
 
 
 def training_facts(result: TrainingResult) -> dict[str, Any]:
@@ -146,21 +127,12 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def model_card(result: TrainingResult, meta: CheckpointMeta) -> str:
+def _card(result: TrainingResult, meta: CheckpointMeta) -> str:
     """README.md: what the model is, how good, on what, and how to use it."""
     figures = "\n".join(f"| {name} | {_number(result.metrics[name])} |" for name in _FIGURES)
-    labels = "\n".join(f"- {label}" for label in meta.labels)
     view = result.view
     counts = meta.training["split"]["num_videos"]
-    return f"""---
-library_name: transformers
-pipeline_tag: video-classification
-base_model: {json.dumps(result.base_model, ensure_ascii=False)}
-tags: [video-classification, vidray]
----
-# Video classifier fine-tuned from {result.base_model}
-
-Trained by vidray {__version__}, recipe `{result.config.recipe}`, on {counts["train"]} videos of
+    text = f"""Trained by vidray {__version__}, recipe `{result.config.recipe}`, on {counts["train"]} videos of
 {len(meta.labels)} classes; validated on {counts["val"]} others. Best epoch: {result.best_epoch}.
 
 | validation, {view.num_clips} clips × {view.num_crops} crops per video | |
@@ -168,14 +140,9 @@ Trained by vidray {__version__}, recipe `{result.config.recipe}`, on {counts["tr
 {figures}
 
 A view is {view.num_frames} frames of {view.size}×{view.size} pixels, span `{view.span}`, stride {view.stride} at 30
-frames per second. `vidray.json` has the settings, the figures per class and the versions.
-
-    vidray score --model FOLDER --source s3://bucket/videos --output s3://bucket/scores
-    transformers.pipeline("video-classification", model="FOLDER")   # one view of the whole video: --span full
-
-## Labels
-{labels}
-"""
+frames per second. `vidray.json` has the settings, the figures per class and the versions."""
+    title = f"Video classifier fine-tuned from {result.base_model}"
+    return model_card(meta, title=title, text=text, base_model=result.base_model)
 
 
 def _number(value: float) -> str:

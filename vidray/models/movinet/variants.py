@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
+
+from vidray.types import REFERENCE_FPS, ViewConfig
 
 KERNELS = {"a": (1, 3), "b": (1, 5), "c": (3, 3), "d": (5, 3)}
 """Letter in the block notation -> (frames, pixels) of the depthwise kernel."""
@@ -167,6 +170,23 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 """A0 to A5. The base and the stream network of a variant have the same table."""
+
+
+def movinet_view(config: Any) -> ViewConfig:
+    """How a published MoViNet wants its views: one, of the whole video; pixels in [0, 1].
+
+    ``config``: a ``Variant`` or a ``MoViNetConfig``.
+    """
+    return ViewConfig(
+        num_frames=config.num_frames,
+        size=config.image_size,
+        stride=round(REFERENCE_FPS / config.fps),
+        span="full",
+        num_clips=1,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+
 
 POSITION_ENCODED = ("a3", "a4", "a5")
 """Variants whose stream network tells its squeeze-excitation which frame it is."""
