@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vidray.checkpoints.new import NewConfig
 from vidray.cli.main import parse
 from vidray.scoring.config import ScoreConfig
 from vidray.training.config import TrainConfig
@@ -40,7 +41,8 @@ def test_links_and_flags_in_the_docs_exist(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert ((ROOT / page).parent / target).exists(), target
-    fields = [*ScoreConfig.__dataclass_fields__, *TrainConfig.__dataclass_fields__, *limit_names()]
+    configs = (ScoreConfig, TrainConfig, NewConfig)
+    fields = [*(name for config in configs for name in config.__dataclass_fields__), *limit_names()]
     flags = {name.replace("_", "-") for name in fields}
     others = {"working-dir", "help", "address"}
     for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text):

@@ -46,8 +46,11 @@ class DeviceLostError(Exception):
     """The device of this process is of no use any more: no video's fault, and another process may do the work."""
 
 
-class VideoError(Exception):
-    """One video cannot be scored. It becomes a row with this status, never a traceback."""
+class VideoError(RuntimeError):
+    """One video cannot be scored. It becomes a row with this status, never a traceback.
+
+    A RuntimeError, as PyTorchVideo raises where a file cannot be opened.
+    """
 
     def __init__(self, status: Status, message: str, is_outage: bool = False) -> None:
         """``is_outage``: its store was away until the deadline, so others will fail alike."""

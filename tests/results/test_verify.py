@@ -121,7 +121,9 @@ def test_what_was_changed_by_hand_is_named(output, capsys, damage, expected):
     code, text = verified(output, capsys)
     assert code == 1
     assert expected in text
-    assert "problems" in text.splitlines()[-1]
+    *_, counts, following = text.splitlines()
+    assert "problems" in counts
+    assert following.startswith("next: ")
 
 
 def test_an_unfinished_run_is_not_wrong(output, capsys):

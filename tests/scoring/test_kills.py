@@ -191,6 +191,7 @@ def test_a_row_that_is_lost_again_and_again_becomes_a_failed_row_that_says_why(t
     assert summary["failed_by_status"] == {"model_error": 1}
 
 
+@runs.ON_RAY_LONG
 def test_a_row_that_costs_the_device_again_and_again_is_the_only_one_that_fails(tmp_path, model, runner):
     uris = runs.make_bucket(tmp_path / "videos", num_videos=16)
     stages = faulty_stages(victim="loses its device", state=tmp_path / "state")

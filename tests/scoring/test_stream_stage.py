@@ -370,6 +370,7 @@ def score(source: Path, model: Path, output: Path, *, make_stages=default_stages
     return ScoreJob(config, make_stages=make_stages).run()
 
 
+@runs.ON_RAY_LONG
 def test_nights_of_streaming_beside_others(tmp_path, model, videos, runner):
     """Poisonous videos are rows; nothing new is nothing to do; another way to look at a video is other work."""
     output, source = tmp_path / "out", tmp_path / "videos"

@@ -13,9 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset
+import pytest
 
 from tests.support.videos import make_video
 
+ON_RAY_LONG = pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.long)], indirect=True)
+"""For jobs whose like on Ray is tested elsewhere, too: on Ray they run with ``make test-all`` alone."""
 ROOT = Path(__file__).resolve().parents[2]
 TINY_VIEWS = ("--views", "1x1", "--span", "full")
 

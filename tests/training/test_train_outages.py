@@ -44,9 +44,8 @@ def start_training(bucket: str, model: Path, proxy: Outage, *flags: str) -> subp
     return process
 
 
-@pytest.mark.parametrize(
-    "seconds", [30, pytest.param(90, marks=pytest.mark.long), pytest.param(300, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("seconds", [30, 90, 300])
 def test_s3_is_away_in_the_middle_of_training(s3_server, s3_bucket, model, seconds: int) -> None:
     proxy = Outage(s3_server.endpoint.removeprefix("http://"))
     process = start_training(s3_bucket, model, proxy)

@@ -147,6 +147,7 @@ def kill_with_all_it_started(driver: subprocess.Popen[str]) -> None:
     assert driver.returncode == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_killed_workers_and_drivers_end_with_the_weights_of_a_run_without_any_death(
     undisturbed, videos, model, tmp_path
 ):
