@@ -17,10 +17,13 @@ import vidray
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
 from tests.support.videos import make_video
+from vidray.api import make_config
 from vidray.cli.demo import motion_video
 from vidray.errors import RunError, UsageError, VideoError
 from vidray.results.read import CURRENT_SQL
+from vidray.scoring.config import ScoreConfig
 from vidray.scoring.output import PREDICTION_SCHEMA
+from vidray.types import Limits
 
 VIEWS = {"views": "1x1", "span": "full"}
 
@@ -119,6 +122,26 @@ def test_a_mistyped_option_is_named_with_the_nearest(call, tmp_path) -> None:
     with pytest.raises(UsageError, match="--views: got '5'"):
         call("videos", "model", tmp_path / "out", views="5")
     assert not (tmp_path / "out").exists()
+
+
+def test_options_are_those_of_the_flags_and_are_checked_as_these(tmp_path) -> None:
+    places = {"source": tmp_path, "model": "m", "output": "o"}
+    config = make_config(ScoreConfig, **places, secret_parameters="auth", extensions=[".bin"], max_frames=7)
+    assert (config.source, config.secret_parameters, config.extensions) == ((str(tmp_path),), ("auth",), (".bin",))
+    assert config.limits == Limits(max_frames=7)
+    with pytest.raises(UsageError, match="--device: got 'gpu', allowed is auto, cpu, cuda"):
+        make_config(ScoreConfig, **places, device="gpu")
+    for name, value in (("dry_run", True), ("config", "nightly.yaml")):
+        with pytest.raises(TypeError, match=f"'{name}' is for the command line"):
+            make_config(ScoreConfig, **places, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"span": "bogus"}, "span"), ({"stride": 0}, "stride"), ({"top_k": 0}, "top_k")]
+)
+def test_a_classifier_refuses_what_it_cannot_do(model, options, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        vidray.load(model, **options)
 
 
 def test_reading_gives_the_current_rows_as_the_docs_define_them(model, videos, tmp_path) -> None:

@@ -7,11 +7,14 @@ import difflib
 import io
 import os
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vidray.flags import choices_of, flag_name, require
 from vidray.storage import redaction, retry
+from vidray.types import Limits
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,18 +138,38 @@ def read(output: Place, *, columns: Sequence[str] | None = None) -> pa.Table:
 def make_config(config_class: type[Config], **values: Any) -> Config:
     """A config of keyword arguments: places may be path objects, and one may stand for several.
 
-    Raises TypeError for a name that there is not, with the nearest ones.
+    Raises:
+        TypeError: there is no such name (the nearest ones are told), or it is of use on the command line only.
+        UsageError: a value is none of those that are allowed.
     """
-    known = {item.name for item in dataclasses.fields(config_class) if item.init}  # type: ignore[arg-type]
+    hints, limit_names = typing.get_type_hints(config_class), [item.name for item in dataclasses.fields(Limits)]
+    known = {*hints, *limit_names} - _ONLY_TYPED
     for name in values.keys() - known:
+        if name in _ONLY_TYPED:
+            raise TypeError(f"{name!r} is for the command line")
         near = difflib.get_close_matches(name, known, n=3)
         raise TypeError(f"got {name!r}, which is no option{f'; the nearest: {near}' if near else ''}")
+    limits = {name: values.pop(name) for name in limit_names if name in values}
+    if limits:
+        values["limits"] = dataclasses.replace(values.get("limits", Limits()), **limits)
     for name, value in values.items():
-        if isinstance(value, os.PathLike):
-            values[name] = os.fspath(value)
-    sources = values["source"]
-    values["source"] = (sources,) if isinstance(sources, str) else tuple(os.fspath(one) for one in sources)
+        values[name] = _as_hinted(name, value, hints[name])
     return config_class(**values)
+
+
+_ONLY_TYPED = {"config", "dry_run"}
+
+
+def _as_hinted(name: str, value: Any, hint: Any) -> Any:
+    """A path as text, one thing as a tuple of one, and a word only if it is one of those that are allowed."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if typing.get_origin(hint) is tuple:
+        items = (value,) if isinstance(value, str) else value
+        return tuple(os.fspath(item) if isinstance(item, os.PathLike) else item for item in items)
+    words = choices_of(hint)
+    require(not words or value is None or value in words.values(), flag_name(name), value, ", ".join(words.values()))
+    return value
 
 
 def prepare_process(config: Any, *, on_wait: Callable[[str], None]) -> None:

@@ -29,7 +29,7 @@ def override_view(base: ViewConfig, views: str | None, asked: Mapping[str, Any])
     Raises:
         ValueError: they contradict each other.
     """
-    changes = {name: value for name, value in asked.items() if value not in (None, False)}
+    changes = {name: value for name, value in asked.items() if value is not None and value is not False}
     if views is not None:
         changes["num_clips"], changes["num_crops"] = parse_views(views) or (1, 1)
     return dataclasses.replace(base, **changes)

@@ -152,6 +152,7 @@ def test_empty_folder_is_used(tmp_path: Path) -> None:
         (["x3d", "xs", "full/file", "--labels", "2"], "is there already"),
         (["x3d", "xs", "full/file/new", "--labels", "2"], "cannot write"),
         (["x3d", "xs", "s3://bucket/new", "--labels", "2"], "must be a folder on this machine"),
+        (["x3d", "xs", "new", "--labels=--5"], "--5"),
         (["x3d", "xs", "new", "--labels", "1"], "got '1', allowed is a file with at least two lines, or a number"),
         (["x3d", "xs", "new", "--labels", "99999999999"], "a number from 2 to 1000000"),
         (["x3d", "xs", "new", "--labels=-2"], "a number from 2 to 1000000"),

@@ -42,6 +42,11 @@ def test_other_shells_can_read_their_script(shell, capsys):
     subprocess.run([path, "-n"], input=text, text=True, check=True)
 
 
+def test_help_says_what_to_do_with_it(capsys):
+    assert main(["completion", "--help"]) == 0
+    assert "source <(vidray completion bash)" in capsys.readouterr().out
+
+
 def test_another_shell_is_refused(capsys):
     assert main(["completion", "csh"]) == 2
     assert "got 'csh', allowed are bash, zsh, fish" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import Image
 from tests.support.checkpoints import make_videomae
 from tests.support.videos import make_video
 from vidray.cli.main import main as cli
+from vidray.cli.main import parse
 from vidray.cli.preview import PreviewConfig, Shown, animation, contact_sheet, training_clips
 from vidray.sources.labels import LabelSource, load_labelled
+from vidray.training.config import TrainConfig
 from vidray.training.data.clip_source import make_clip_source
 from vidray.training.data.pools import LocalClipPool
 from vidray.types import ViewConfig
@@ -96,7 +99,11 @@ def test_the_command_writes_a_picture(
     output.write_bytes(b"an older one")
     flags = ["--source", str(folder / "videos"), "--model", str(folder / "model"), "--output", str(output)]
     assert cli(["preview", *flags, *([] if augmented else ["--no-augmented"])]) == 0
-    assert f"clips, in {output}" in capsys.readouterr().out.replace(", 1 of them bad", "")
+    text = capsys.readouterr().out
+    assert f"clips, in {output}" in text.replace(", 1 of them bad", "")
+    following = text.splitlines()[-1]
+    assert following.startswith("next: vidray train ")
+    parse(TrainConfig, shlex.split(following)[3:], prog="vidray train")
     with Image.open(output) as picture:
         assert picture.format == {"png": "PNG", "gif": "GIF"}[name[-3:]]
 

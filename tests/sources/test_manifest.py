@@ -105,6 +105,19 @@ class TestFolders:
         assert names_in(table, tree) == sorted([*VISIBLE, "notes.txt"])
         assert left == {"without extension": 1, ".parquet": 1}
 
+    def test_odd_extensions_are_counted_together(self, tmp_path: Path) -> None:
+        """Counts are stored and printed; a bucket of names with hashes has as many extensions as files."""
+        for name in (b"a.mp4", b"b.\xff", b"c.t\nxt", b"d.0123456789abcdef", b"e.txt"):
+            Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+        for number in range(80):
+            (tmp_path / f"f.{number}").touch()
+        left: Counter[str] = Counter()
+        list_sources([str(tmp_path)], left=left)
+        assert left.total() == 84
+        assert left["of odd names"] == 3
+        assert len(left) <= 51
+        json.dumps(left).encode()
+
     def test_a_glob_leaves_nothing_that_was_asked_for(self, tree: str) -> None:
         left: Counter[str] = Counter()
         list_sources([f"{tree}/*.mp4"], left=left)

@@ -120,6 +120,10 @@ INTACT: dict[str, tuple[Callable[[], bytes], list[int]]] = {
     ),
     "avi": (lambda: make_video(num_frames=60, container="avi", codec="ffv1"), [*range(60)]),
     "avi of H.264 with B-frames": (lambda: make_video(num_frames=60, container="avi", **B_FRAMES), [*range(60)]),
+    "avi that was written into a pipe": (
+        lambda: b"RIFF\xff\xff\xff\xff" + make_video(num_frames=60, container="avi", codec="mpeg4", options=SHARP)[8:],
+        [*range(60)],
+    ),
     "avi with frames that are not there": (
         lambda: make_video(
             num_frames=20, container="avi", codec="ffv1", pts=[*range(10), *range(40, 50)], time_base=Fraction(1, 30)

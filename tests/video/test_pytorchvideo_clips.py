@@ -77,6 +77,13 @@ def test_what_cannot_be_decoded_has_the_same_status(data: bytes, status: Status,
     assert raised.value.status is status
 
 
+def test_of_several_streams_the_first_is_decoded_and_described() -> None:
+    data = make_video(num_frames=60, num_video_streams=2, container="matroska", default_stream=1)
+    theirs, _ = decode_views(data, view=THEIRS, limits=Limits())
+    ours, _ = decode_views(data, view=dataclasses.replace(OURS, video_stream="first"), limits=Limits())
+    assert np.abs(theirs.astype(int) - ours).mean() < RESIZING
+
+
 def test_training_clips_show_the_same_times_and_boxes() -> None:
     data = make_video(num_frames=90, width=120, height=90)
     draw = ClipDraw(crop=CropConfig(mode="random", min_short_side=50, max_short_side=64), seed=5)

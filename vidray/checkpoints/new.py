@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def build_network(network: Network, *, labels: Sequence[str], seed: int) -> Any:
 
 def _labels(text: str) -> list[str]:
     allowed = f"a file with at least two lines, or a number from 2 to {MAX_LABELS}"
-    if text.lstrip("-").isdecimal():
+    if re.fullmatch(r"-?\d{1,12}", text):
         require(2 <= int(text) <= MAX_LABELS, "--labels", text, allowed)
         return [f"class_{i}" for i in range(int(text))]
     labels = read_labels(Path(text))

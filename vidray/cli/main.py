@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import select
 import shlex
 import signal
@@ -116,10 +117,8 @@ def score(arguments: list[str]) -> int:
         return 0
     try:
         job.run()
-        names = ["uri", "label", "score"]
-        job.progress.say(
-            f"""next: python -c "import vidray; print(vidray.read('{config.output}', columns={names}))\""""
-        )
+        code = f"import vidray; print(vidray.read({job.store.uri!r}, columns=['uri', 'label', 'score']))"
+        job.progress.say(f"next: python -c {shlex.quote(code)}")
     finally:
         if job.verdict is not None:
             print(job.verdict.to_json(), flush=True)
@@ -144,7 +143,8 @@ def preview(arguments: list[str]) -> int:
 
     config = parse(PreviewConfig, arguments, prog="vidray preview")
     print(run_preview(config))
-    print(f"next: vidray train --source {' '.join(config.source)} --model {config.model} --output MODEL")
+    sources = " ".join(f"--source {shlex.quote(redaction.public_uri(source))}" for source in config.source)
+    print(f"next: vidray train {sources} --model {shlex.quote(config.model)} --output MODEL")
     return 0
 
 
@@ -230,6 +230,9 @@ def completion(arguments: list[str]) -> int:
     from vidray.results.verify import VerifyConfig
     from vidray.training.config import EvaluateConfig, TrainConfig
 
+    if "-h" in arguments or "--help" in arguments:
+        print(inspect.cleandoc(sys.modules["vidray.cli.completion"].__doc__ or ""))
+        return 0
     shell = arguments[0] if len(arguments) == 1 else " ".join(arguments)
     if shell not in SHELLS:
         raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from vidray.checkpoints.checkpoint import read_checkpoint
-from vidray.errors import RunError
+from vidray.errors import RunError, UsageError
 from vidray.flags import VIEW_FLAGS, override_view, parse_views, require
 from vidray.sandbox.sandbox import Sandbox
 from vidray.scoring.config import Device, Precision
@@ -64,7 +64,11 @@ class Classifier:
             raise TypeError(f"got {sorted(unknown)}, allowed are {VIEW_FLAGS}")
         require(views is None or parse_views(views) is not None, "views", views, "like 5x3 or 1x1")
         checkpoint = read_checkpoint(str(model))
-        view = override_view(checkpoint.view, views, view_flags)
+        try:
+            view = override_view(checkpoint.view, views, view_flags)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        require(top_k >= 1, "top_k", top_k, "at least 1")
         self._limits = limits or Limits()
         self._predictor = Predictor(checkpoint, view=view, device=device, precision=precision, top_k=top_k)
         self._sandbox = Sandbox(view=view, limits=self._limits)

@@ -205,4 +205,4 @@ class ScoreConfig:
         try:
             return override_view(checkpoint_view, self.views, asked)
         except ValueError as error:
-            raise UsageError(f"--timeline: {error}") from error
+            raise UsageError(f"--timeline: {error}" if self.timeline else str(error)) from error

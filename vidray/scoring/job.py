@@ -137,6 +137,8 @@ class ScoreJob:
         if listed is None:
             return "nothing to score: the run is finished"
         left = "".join(f"\n{line}" for line in format_files_left(listed.files_left))
+        if listed.num_already_done == listed.num_listed and listed.limit is not None:
+            return f"nothing new to score: the output holds the {listed.num_listed:,} videos of --limit {listed.limit}"
         if listed.num_already_done == listed.num_listed:
             return f"nothing new to score: the output holds every listed object ({listed.num_listed:,}){left}"
         rest = ", ".join(f"{untried} {name}" for name, untried in self._untried.items() if untried.count)

@@ -136,7 +136,7 @@ def _start(place: Location, videos: FileFilter, is_folder: bool, rows: RowCollec
 
 def _start_folder(folder: Location, videos: FileFilter, rows: RowCollector, tasks: TaskPool) -> str:
     _walk(folder, videos, rows, tasks)
-    return f"a folder with names that end in {' '.join(sorted(VIDEO_EXTENSIONS))}"
+    return f"a folder with {videos}"
 
 
 def _start_records(records: Iterator[ManifestRecord], rows: RowCollector, tasks: TaskPool) -> str:

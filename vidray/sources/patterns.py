@@ -20,6 +20,10 @@ _HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:_runs|_train)/)")
 """A name that starts with a dot (other than ``.`` and ``..``, which keys may hold), or a folder that vidray writes."""
 
 
+_MAX_EXTENSION = 12
+"""Characters of an extension that is worth a count of its own."""
+
+
 class FileFilter(Protocol):
     """Which files of a walk count. Paths are relative to where the walk starts, with ``/`` between parts."""
 
@@ -55,7 +59,13 @@ class VideosOnly:
         """Its extension, unless it is hidden."""
         if _HIDDEN.search(path) is not None:
             return None
-        return os.path.splitext(path)[1].lower() or "without extension"
+        extension = os.path.splitext(path)[1].lower()
+        if len(extension) > _MAX_EXTENSION or not extension.isprintable():  # a hash, or bytes that are not UTF-8
+            return "of odd names"
+        return extension or "without extension"
+
+    def __str__(self) -> str:
+        return f"names that end in {' '.join(sorted(self._endings))}"
 
 
 class GlobMatches:

@@ -31,6 +31,8 @@ MANIFEST_SCHEMA = pa.schema(
 and URLs with a signature or a password, which ``uri`` is without.
 ``size_bytes`` and ``etag`` are null if there was no such object, or it may not be read, or the source does not tell."""
 
+_MAX_KINDS = 50
+"""Extensions that are counted one by one: where each file has one of its own, they are of no use to anybody."""
 _ROWS_PER_BATCH = 65_536
 _LOOKUPS_PER_TASK = 32
 
@@ -78,7 +80,10 @@ class RowCollector:
         """Counts files that were seen and do not count as videos; ``kinds``: `FileFilter.kind_left` of each."""
         with self._lock:
             self.num_skipped += len(kinds)
-            self.left.update(kind for kind in kinds if kind is not None)
+            for kind in kinds:
+                if kind is not None:
+                    is_new = kind not in self.left and len(self.left) >= _MAX_KINDS
+                    self.left["of other kinds" if is_new else kind] += 1
 
     def table(self) -> pa.Table:
         """All rows so far, of ``MANIFEST_SCHEMA``, in no particular order."""

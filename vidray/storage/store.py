@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from vidray.errors import RunError, UsageError
 from vidray.storage.failures import Failure, classify, describe, http_status, is_outage
 from vidray.storage.location import Location, locate, split_bucket
+from vidray.storage.redaction import redact
 from vidray.storage.retry import Deadline, raise_run_error, with_retries
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class Store:
         self._conditional = conditional
         self._deadline_seconds: float | None = None
         if self._place.kind not in _WRITABLE:
-            raise UsageError(f"{uri} cannot be an output: allowed are local paths, s3, gs, az, abfs and memory")
+            raise UsageError(f"{redact(uri)} cannot be an output: allowed are local paths, s3, gs, az, abfs and memory")
 
     @property
     def uri(self) -> str:

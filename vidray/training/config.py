@@ -286,6 +286,7 @@ class TrainConfig:
         """Plain values of all that decides on the result, for an output to refuse a run with others."""
         values = dataclasses.asdict(self)
         values["source"] = tuple(map(public_uri, self.source))
+        values["video_root"] = None if self.video_root is None else public_uri(self.video_root)
         kept = {name: value for name, value in values.items() if name not in _MAY_DIFFER_ON_RESUME}
         return _as_json(kept | dataclasses.asdict(self.hyper))
 

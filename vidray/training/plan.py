@@ -73,7 +73,7 @@ def read_plan(
     is_finished = store.exists(VIDRAY_FILE)
     _refuse_other_settings(stored, _settings(config, checkpoint), store.uri, is_finished=is_finished)
     manifest = LabelledManifest.from_parquet(store.read(stored["manifest"]))
-    if lacks_secrets(manifest.table):
+    if not is_finished and lacks_secrets(manifest.table):
         listed = listed or load_labelled(label_source(config))
         manifest = dataclasses.replace(manifest, table=with_secrets(manifest.table, listed.table))
     return TrainingPlan(checkpoint=checkpoint, manifest=manifest, is_finished=is_finished)

@@ -25,23 +25,32 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vidray.cluster import connected, explain, signals_kept, wait_for_nodes
 from vidray.errors import RunError, TooManyFailuresError, UsageError
+from vidray.sources.labels import LabelledManifest
 from vidray.storage import redaction, retry
 from vidray.storage.lease import LeaseGuard
 from vidray.training.config import TrainConfig
 from vidray.training.data.ray_pool import RayClipPool
 from vidray.training.device import choose_device
 from vidray.training.loop.ranks import Ranks
+from vidray.training.plan import read_plan
 from vidray.training.resources import WorkerResources, plan_resources
 from vidray.training.worker import WorkerContext, run_worker
 
 _LOG_POLL_SECONDS = 0.5
 
 
-def train_on_ray(config: TrainConfig, guard: LeaseGuard, *, log: Callable[[str], None] = print) -> None:
+def train_on_ray(
+    config: TrainConfig,
+    guard: LeaseGuard,
+    *,
+    listed: LabelledManifest | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
     """Train on ``config.workers`` Ray workers until the output is finished.
 
     Args:
         guard: of the driver's lease on the output.
+        listed: the videos with the signed URLs that open them, which are in no file.
 
     Raises:
         UsageError: the cluster cannot hold the workers and their decoding.
@@ -51,7 +60,7 @@ def train_on_ray(config: TrainConfig, guard: LeaseGuard, *, log: Callable[[str],
         resources = wait_for_nodes(lambda cluster: plan_resources(config, cluster), seconds=config.wait_for_nodes)
         mailbox = open_mailbox()
         with forward_logs(mailbox, log):
-            _fit(config, resources, guard, mailbox)
+            _fit(config, resources, guard, mailbox, None if listed is None else ray.put(listed))
 
 
 class DriverMailbox:
@@ -119,11 +128,19 @@ def forward_logs(mailbox: Any, log: Callable[[str], None]) -> Iterator[None]:
         forward()
 
 
-def _fit(config: TrainConfig, resources: WorkerResources, guard: LeaseGuard, mailbox: Any) -> None:
+def _fit(
+    config: TrainConfig,
+    resources: WorkerResources,
+    guard: LeaseGuard,
+    mailbox: Any,
+    listed: ray.ObjectRef | None,
+) -> None:
     on_gpu = resources.on_gpu
     with tempfile.TemporaryDirectory(prefix="vidray-ray-train-") as storage:
         trainer = TorchTrainer(
-            functools.partial(_train_loop, config=config, resources=resources, guard=guard, mailbox=mailbox),
+            functools.partial(
+                _train_loop, config=config, resources=resources, guard=guard, mailbox=mailbox, listed=listed
+            ),
             train_loop_config={},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
@@ -150,7 +167,13 @@ def _fit(config: TrainConfig, resources: WorkerResources, guard: LeaseGuard, mai
 
 
 def _train_loop(
-    _: dict[str, Any], *, config: TrainConfig, resources: WorkerResources, guard: LeaseGuard, mailbox: Any
+    _: dict[str, Any],
+    *,
+    config: TrainConfig,
+    resources: WorkerResources,
+    guard: LeaseGuard,
+    mailbox: Any,
+    listed: ray.ObjectRef | None,
 ) -> None:
     """One worker, on its machine.
 
@@ -160,13 +183,19 @@ def _train_loop(
     if (known := ask(mailbox.error.remote(), None)) is not None:
         raise known
     try:
-        _run_worker(config, resources, guard, mailbox)
+        _run_worker(config, resources, guard, mailbox, None if listed is None else ray.get(listed))
     except (UsageError, TooManyFailuresError, RunError) as error:
         ask(mailbox.put_error.remote(error), None)
         raise
 
 
-def _run_worker(config: TrainConfig, resources: WorkerResources, guard: LeaseGuard, mailbox: Any) -> None:
+def _run_worker(
+    config: TrainConfig,
+    resources: WorkerResources,
+    guard: LeaseGuard,
+    mailbox: Any,
+    listed: LabelledManifest | None,
+) -> None:
     torch.set_num_threads(resources.num_threads)
     redaction.configure(config.secret_parameters)
     retry.configure(deadline_seconds=config.store_deadline_seconds, on_wait=lambda line: mailbox.put_line.remote(line))
@@ -188,4 +217,4 @@ def _run_worker(config: TrainConfig, resources: WorkerResources, guard: LeaseGua
     )
     if context.ranks.is_first and ray.available_resources().get("CPU", 0.0) < decoding.cpus_per_task:
         context.log("no CPU of the cluster is free for decoding, perhaps since a node was lost; waiting for one")
-    run_worker(config, context)
+    run_worker(config, context, plan=read_plan(config, listed=listed))

@@ -19,7 +19,7 @@ def promised_size(head: bytes) -> int | None:
     """
     if head[:4] == b"RIFF":
         size = int.from_bytes(head[4:8], "little")
-        return 8 + size if size else None  # 0: the writer never came to fill it in
+        return 8 + size if 0 < size < 2**32 - 1 else None  # the writer never came to fill it in
     if head[:4] == _EBML:
         header, start = _variable_size(head, 4)
         if header is not None and head[start + header : start + header + 4] == _SEGMENT:

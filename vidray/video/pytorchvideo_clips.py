@@ -31,7 +31,7 @@ def load() -> Any:
     torch.set_num_threads(1)
     # PyTorchVideo asks for as many threads as there are CPUs, and none can be started in a sandbox.
     maps = Path("/proc/self/maps").read_text().splitlines()
-    ctypes.CDLL(next(line.split()[-1] for line in maps if "libavutil" in line)).av_cpu_force_count(1)
+    ctypes.CDLL(next(line.split(maxsplit=5)[5] for line in maps if "libavutil" in line)).av_cpu_force_count(1)
     return select_video_class("pyav")
 
 

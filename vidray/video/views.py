@@ -52,7 +52,8 @@ def decode_views(
         raise ValueError(f"a training clip is one view, got num_clips={view.num_clips}, num_crops={view.num_crops}")
     started = time.perf_counter()
     views_VTHWC = _output(view, out)
-    with VideoDecoder(data, limits, video_stream=view.video_stream) as decoder:
+    which = "first" if view.decoder == "pytorchvideo" else view.video_stream
+    with VideoDecoder(data, limits, video_stream=which) as decoder:
         aspect = decoder.pixel_aspect if view.square_pixels else 1.0
         if draw is None:
             convert: Convert = view_crops(view, pixel_aspect=aspect)
