@@ -1,8 +1,8 @@
 """Clips as PyTorchVideo itself decodes them: ``--decoder pytorchvideo``.
 
 ``EncodedVideo`` decodes every frame of a span at full size, where `vidray.video.decoder` finds the same frames for a
-fraction of the time. It is here to compare with, and for whoever wants that very library. Memory is the sandbox's
-limit: a long span of large frames is ``out_of_memory``.
+fraction of the time. It is here to compare with, and for whoever wants that very library. A long span of large frames
+meets the sandbox's memory limit, which PyTorchVideo reports as a video that does not decode.
 """
 
 from __future__ import annotations
