@@ -100,11 +100,7 @@ def test_frames_in_memory_score_as_the_file_that_holds_them(model) -> None:
 
 
 def test_a_model_is_trained_and_evaluated(model, tmp_path, one_thread, capfd) -> None:
-    source = tmp_path / "videos"
-    for number in range(16):
-        label = ("left", "right")[number % 2]
-        (source / label).mkdir(parents=True, exist_ok=True)
-        (source / label / f"{number}.mp4").write_bytes(motion_video(label, seed=number, num_frames=8))
+    source = runs.make_classes(tmp_path / "videos", num_videos=16)
     capfd.readouterr()
     figures = vidray.train([source], model, tmp_path / "trained", quiet=True, epochs=1, flip=False, **VIEWS)
     assert 0 <= figures["accuracy"] <= 1

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
-from vidray.cli.demo import motion_video
 
 NOTICED_SECONDS = 30
 """Ray itself takes 60, and says nothing."""
@@ -35,7 +33,7 @@ def test_a_command_whose_ray_dies_ends_with_one_line_and_leaves_no_process(tmp_p
         flags = (*runs.TINY_VIEWS, "--rows-per-part", "4", "--runner", "ray")
         reached = "predictions/run=*/part-*.parquet"
     else:
-        make_classes(tmp_path / "videos")
+        runs.make_classes(tmp_path / "videos", num_videos=24)
         flags, reached = (*runs.TINY_VIEWS, *TRAIN, "--global-batch-size", "4"), "_train/state/*/COMMIT.json"
     command = runs.command(source=tmp_path / "videos", model=model, output=output, flags=flags)
     command[1] = str(runs.ROOT / "jobs" / f"{job}.py")
@@ -52,11 +50,3 @@ def test_a_command_whose_ray_dies_ends_with_one_line_and_leaves_no_process(tmp_p
     # Ray's own agents look after their raylet, and first try to report its end for a minute.
     _, alive = psutil.wait_procs(started, timeout=100)
     assert [child.cmdline() for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
-
-
-def make_classes(folder: Path) -> None:
-    for number in range(24):
-        label = ("left", "right")[number % 2]
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        data = motion_video(label, seed=number, num_frames=8)
-        (folder / label / f"{number:03d}.mp4").write_bytes(data)

@@ -21,11 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.support import runs
 from tests.support.checkpoints import VARIANTS, make_family
 from tests.support.training_parts import NoWriter
 from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from vidray.checkpoints.write import write_checkpoint
-from vidray.cli.demo import motion_video
 from vidray.models.predict import forward_views
 from vidray.sources.labels import LabelSource, load_labelled
 from vidray.training.config import TrainConfig
@@ -77,18 +77,9 @@ FREEZING = (
 """The variants whose head is trained alone, too: what is frozen is a matter of the family."""
 
 
-def make_videos(folder: Path) -> Path:
-    """Shapes that move left or right, in a folder for each."""
-    for number in range(NUM_VIDEOS):
-        label = LABELS[number % 2]
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        (folder / label / f"{number:03d}.mp4").write_bytes(motion_video(label, seed=number, num_frames=12))
-    return folder
-
-
 def train_all(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Train every variant on two workers; returns by variant what each rank found. Folders: ``<variant>/trained``."""
-    make_videos(folder / "videos")
+    runs.make_classes(folder / "videos", num_videos=NUM_VIDEOS, num_frames=12)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.family_training", "transformers.modeling_utils"])
     with socket.socket() as probe:

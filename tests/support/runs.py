@@ -16,6 +16,7 @@ import pyarrow.dataset
 import pytest
 
 from tests.support.videos import make_video
+from vidray.cli.demo import motion_video
 
 ON_RAY_LONG = pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.long)], indirect=True)
 """For jobs whose like on Ray is tested elsewhere, too: on Ray they run with ``make test-all`` alone."""
@@ -31,6 +32,16 @@ def make_bucket(folder: Path, *, num_videos: int, num_frames: int = 10) -> list[
     for path in paths:
         path.write_bytes(data)
     return [str(path) for path in paths]
+
+
+def make_classes(folder: Path, *, num_videos: int, num_frames: int = 8) -> Path:
+    """Shapes that move left or right, ``<label>/000.mp4`` and so on in turn: no single frame tells which."""
+    for number in range(num_videos):
+        label = ("left", "right")[number % 2]
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        video = motion_video(label, seed=number, num_frames=num_frames)
+        (folder / label / f"{number:03d}.mp4").write_bytes(video)
+    return folder
 
 
 def command(*, source: object, model: object, output: object, flags: Sequence[str] = TINY_VIEWS) -> list[str]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.support import runs
 from tests.support.checkpoints import make_family
-from tests.support.family_training import make_videos
+from tests.support.family_training import NUM_VIDEOS
 from vidray.checkpoints.checkpoint import read_checkpoint
 from vidray.cli.main import main as cli
 from vidray.models.families import FAMILIES
@@ -43,7 +43,7 @@ def test_command_trains_a_new_head_on_two_workers_of_ray_and_leaves_the_backbone
     """As in MoViNet's tutorial. Scoring then loads what came out, and Ctrl-C is what it was before."""
     on_interrupt = signal.getsignal(signal.SIGINT)
     model = make_family(tmp_path / "model", "movinet", labels=LABELS)
-    make_videos(tmp_path / "videos")
+    runs.make_classes(tmp_path / "videos", num_videos=NUM_VIDEOS, num_frames=12)
     places = ["--source", str(tmp_path / "videos"), "--model", str(model), "--output", str(tmp_path / "out")]
     flags = ["--workers", "2", "--device", "cpu", "--epochs", "2", "--freeze-backbone", "--no-flip"]
     assert cli(["train", *places, *flags, "--learning-rate", "0.01", "--global-batch-size", "4"]) == 0

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
-from vidray.cli.demo import motion_video
 
 FLAGS = ("--workers", "3", "--epochs", "4", "--global-batch-size", "6", "--save-every-steps", "1", "--views", "1x1")
 
@@ -56,11 +55,7 @@ sys.exit(code)
 def places(tmp_path_factory) -> list[str]:
     """The videos and the model, as flags."""
     folder = tmp_path_factory.mktemp("places")
-    for number in range(24):
-        label = ("left", "right")[number % 2]
-        (folder / "videos" / label).mkdir(parents=True, exist_ok=True)
-        data = motion_video(label, seed=number, num_frames=8)
-        (folder / "videos" / label / f"{number:03d}.mp4").write_bytes(data)
+    runs.make_classes(folder / "videos", num_videos=24)
     model = make_videomae(folder / "model", initializer_range=0.02)
     return ["--source", str(folder / "videos"), "--model", str(model), "--span", "full"]
 

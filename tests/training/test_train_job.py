@@ -19,7 +19,6 @@ import torch
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
 from tests.support.hub_server import hub_server
-from vidray.cli.demo import motion_video
 from vidray.cli.main import main as cli
 from vidray.errors import UsageError
 from vidray.scoring.config import ScoreConfig
@@ -42,12 +41,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
     """Shapes that move left or right: no single frame tells which."""
-    folder = tmp_path_factory.mktemp("videos")
-    for number in range(300):
-        label = LABELS[number % 2]
-        (folder / label).mkdir(exist_ok=True)
-        (folder / label / f"{number:03d}.mp4").write_bytes(motion_video(label, seed=number, num_frames=12))
-    return folder
+    return runs.make_classes(tmp_path_factory.mktemp("videos"), num_videos=300, num_frames=12)
 
 
 def config(videos: Path, model: Path, output: Path, **values: Any) -> TrainConfig:
@@ -87,12 +81,7 @@ def trained(videos, model, tmp_path_factory) -> TrainConfig:
 @pytest.fixture(scope="module")
 def few(tmp_path_factory) -> Path:
     """Twelve videos, for runs that need not learn."""
-    folder = tmp_path_factory.mktemp("few")
-    for number in range(12):
-        label = LABELS[number % 2]
-        (folder / label).mkdir(exist_ok=True)
-        (folder / label / f"{number:03d}.mp4").write_bytes(motion_video(label, seed=number, num_frames=8))
-    return folder
+    return runs.make_classes(tmp_path_factory.mktemp("few"), num_videos=12)
 
 
 def small(few: Path, model: Path, output: Path, **values: Any) -> TrainConfig:

@@ -20,10 +20,9 @@ from safetensors.torch import load_file
 
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
-from vidray.cli.demo import motion_video
 from vidray.training.config import TrainConfig
 from vidray.training.loop.ranks import Ranks
-from vidray.training.plan import prepare_output
+from vidray.training.plan import prepare_output, read_plan
 from vidray.training.worker import WorkerContext, run_worker
 
 FLAGS = {
@@ -53,10 +52,7 @@ def make_config(videos: Path, model: Path, output: Path, **values: Any) -> Train
 def videos(tmp_path_factory) -> Path:
     """Forty moving shapes; one of those that train is no video."""
     folder = tmp_path_factory.mktemp("videos")
-    for number in range(40):
-        label = ("left", "right")[number % 2]
-        (folder / label).mkdir(exist_ok=True)
-        (folder / label / f"{number:03d}.mp4").write_bytes(motion_video(label, seed=number, num_frames=8))
+    runs.make_classes(folder, num_videos=40)
     (folder / "left" / "bad.mp4").write_bytes(b"no video")
     return folder
 
@@ -89,7 +85,8 @@ def undisturbed(videos, model, tmp_path_factory) -> Path:
 def _work(config: TrainConfig, rank: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=3)
-    run_worker(config, WorkerContext(ranks=Ranks(rank=rank, world_size=3), log=lambda text: None))
+    context = WorkerContext(ranks=Ranks(rank=rank, world_size=3), log=lambda text: None)
+    run_worker(config, context, plan=read_plan(config))
     dist.destroy_process_group()
 
 

@@ -16,7 +16,6 @@ import torch
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
 from tests.support.videos import audio_only, make_video
-from vidray.cli.demo import motion_video
 from vidray.cli.main import main as cli
 from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
@@ -97,11 +96,8 @@ def test_training_clips_show_the_same_times_and_boxes() -> None:
 
 def test_whole_jobs_agree(tmp_path, capfd) -> None:
     """Scoring, and training from there; rows say which decoder made them, by another result key."""
-    model, videos = make_videomae(tmp_path / "model", initializer_range=0.02), tmp_path / "videos"
-    for number in range(12):
-        label = ("left", "right")[number % 2]
-        (videos / label).mkdir(parents=True, exist_ok=True)
-        (videos / label / f"{number}.mp4").write_bytes(motion_video(label, seed=number, num_frames=12))
+    model = make_videomae(tmp_path / "model", initializer_range=0.02)
+    videos = runs.make_classes(tmp_path / "videos", num_videos=12, num_frames=12)
     (videos / "left" / "broken.mp4").write_bytes(b"\0" * 99)
     output = tmp_path / "out"
     for decoder in ("vidray", "pytorchvideo"):
@@ -158,8 +154,7 @@ def test_it_is_a_video_of_theirs_whichever_is_imported_first(first: str) -> None
         "from tests.support.videos import make_video\n"
         "print(isinstance(VideoDecoder(make_video(num_frames=3)), Video))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=runs.ROOT)
-    assert done.stdout == "True\n"
+    assert printed_by(script) == "True\n"
 
 
 def test_decoding_alone_does_not_load_pytorchvideo() -> None:
@@ -170,5 +165,9 @@ def test_decoding_alone_does_not_load_pytorchvideo() -> None:
         "VideoDecoder(make_video(num_frames=3))\n"
         "print('pytorchvideo' in sys.modules, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=runs.ROOT)
-    assert done.stdout == "False False\n"
+    assert printed_by(script) == "False False\n"
+
+
+def printed_by(script: str) -> str:
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=runs.ROOT).stdout

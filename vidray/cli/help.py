@@ -93,8 +93,7 @@ def command_help(command: str, config_class: Any) -> str:
     """The help of a command, whose flags are those of a config, or of all between which there is a choice."""
     width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
     lines: list[str] = []
-    choices = [config_class] if dataclasses.is_dataclass(config_class) else []
-    if choices:
+    if dataclasses.is_dataclass(config_class):
         lines += [*_wrap(f"vidray {command}: {inspect.getdoc(config_class)}", width), ""]
     lines += ["examples:", *(line for text in EXAMPLES[command] for line in _example(text, width))]
     for name, choice in _choices(config_class):
@@ -115,19 +114,17 @@ def _choices(config_class: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def _sections(config_class: Any, width: int) -> Iterator[str]:
+def _sections(config_class: Any, width: int, *, has_headings: bool = True) -> Iterator[str]:
     headings, texts = HEADINGS.get(config_class.__name__, {}), _docstrings(config_class)
     hints = typing.get_type_hints(config_class, include_extras=True)
     for number, item in enumerate(dataclasses.fields(config_class)):
-        if item.name in headings or number == 0:
+        hint = hints[item.name]
+        if has_headings and (item.name in headings or number == 0):
             yield from ("", f"{headings.get(item.name, 'options')}:")
-        if dataclasses.is_dataclass(hints[item.name]):
-            inner, inner_texts = hints[item.name], _docstrings(hints[item.name])
-            inner_hints = typing.get_type_hints(inner, include_extras=True)
-            for one in dataclasses.fields(inner):
-                yield from _entry(one, inner_hints[one.name], inner_texts[one.name], width)
+        if dataclasses.is_dataclass(hint):
+            yield from _sections(hint, width, has_headings=False)
         else:
-            yield from _entry(item, hints[item.name], texts[item.name], width)
+            yield from _entry(item, hint, texts[item.name], width)
 
 
 def _entry(item: dataclasses.Field[Any], hint: Any, text: str, width: int) -> Iterator[str]:

@@ -10,10 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
+def holds_secrets(rows: pa.Table) -> bool:
+    """True if some of these rows are opened through signed URLs."""
+    return bool(pc.any(_are_signed(rows)).as_py())
+
+
 def without_secrets(rows: pa.Table) -> pa.Table:
     """Rows as they may be stored: an empty ``path`` in place of a URL that opens its object."""
-    is_secret = pc.and_(_is_url(rows), pc.is_valid(rows["path"]))
-    return _with_paths(rows, pc.if_else(is_secret, pa.scalar(b""), rows["path"]).cast(pa.binary()))
+    return _with_paths(rows, pc.if_else(_are_signed(rows), pa.scalar(b""), rows["path"]).cast(pa.binary()))
 
 
 def lacks_secrets(rows: pa.Table) -> bool:
@@ -37,6 +41,10 @@ def with_secrets(rows: pa.Table, listed: pa.Table) -> pa.Table:
 
 def _with_paths(rows: pa.Table, paths: pa.Array | pa.ChunkedArray) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index("path"), "path", paths)
+
+
+def _are_signed(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.and_(_is_url(rows), pc.is_valid(rows["path"]))
 
 
 def _is_url(rows: pa.Table) -> pa.ChunkedArray:

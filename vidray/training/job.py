@@ -12,7 +12,7 @@ from vidray.checkpoints.checkpoint import VIDRAY_FILE
 from vidray.cluster import named_cluster
 from vidray.cpu_tuning import ENVIRONMENT
 from vidray.errors import UsageError
-from vidray.sources.signed_urls import lacks_secrets
+from vidray.sources.signed_urls import holds_secrets
 from vidray.storage.lease import Lease, LeaseGuard
 from vidray.storage.store import Store
 from vidray.training.config import EvaluateConfig, TrainConfig
@@ -71,8 +71,8 @@ def _run_workers(config: TrainConfig, plan: TrainingPlan, guard: LeaseGuard, log
         from vidray.training.trainer import train_on_ray
 
         # Workers read the plan themselves, but for what it does not hold.
-        is_signed = lacks_secrets(plan.manifest.public().table)
-        train_on_ray(config, guard, listed=plan.manifest if is_signed else None, log=log)
+        listed = plan.manifest if holds_secrets(plan.manifest.table) else None
+        train_on_ray(config, guard, listed=listed, log=log)
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:

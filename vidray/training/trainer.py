@@ -13,6 +13,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -60,7 +61,19 @@ def train_on_ray(
         resources = wait_for_nodes(lambda cluster: plan_resources(config, cluster), seconds=config.wait_for_nodes)
         mailbox = open_mailbox()
         with forward_logs(mailbox, log):
-            _fit(config, resources, guard, mailbox, None if listed is None else ray.put(listed))
+            handle = None if listed is None else ray.put(listed)
+            _fit(_Job(config=config, resources=resources, guard=guard, mailbox=mailbox, listed=handle))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """What the driver hands to its workers."""
+
+    config: TrainConfig
+    resources: WorkerResources
+    guard: LeaseGuard
+    mailbox: Any
+    listed: ray.ObjectRef | None
 
 
 class DriverMailbox:
@@ -128,30 +141,22 @@ def forward_logs(mailbox: Any, log: Callable[[str], None]) -> Iterator[None]:
         forward()
 
 
-def _fit(
-    config: TrainConfig,
-    resources: WorkerResources,
-    guard: LeaseGuard,
-    mailbox: Any,
-    listed: ray.ObjectRef | None,
-) -> None:
-    on_gpu = resources.on_gpu
+def _fit(job: _Job) -> None:
+    on_gpu = job.resources.on_gpu
     with tempfile.TemporaryDirectory(prefix="vidray-ray-train-") as storage:
         trainer = TorchTrainer(
-            functools.partial(
-                _train_loop, config=config, resources=resources, guard=guard, mailbox=mailbox, listed=listed
-            ),
+            functools.partial(_train_loop, job=job),
             train_loop_config={},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=config.workers,
+                num_workers=job.config.workers,
                 use_gpu=on_gpu,
-                resources_per_worker={"CPU": resources.num_cpus, **({"GPU": 1} if on_gpu else {})},
+                resources_per_worker={"CPU": job.resources.num_cpus, **({"GPU": 1} if on_gpu else {})},
             ),
             run_config=RunConfig(
                 name=f"vidray-train-{uuid.uuid4().hex[:12]}",
                 storage_path=storage,
-                failure_config=FailureConfig(max_failures=config.max_restarts),
+                failure_config=FailureConfig(max_failures=job.config.max_restarts),
             ),
         )
         failure: Exception | None = None
@@ -160,42 +165,29 @@ def _fit(
                 trainer.fit()
         except TrainingFailedError as error:
             failure = error
-    if failure is not None and (known := ask(mailbox.error.remote(), None)) is not None:
+    if failure is not None and (known := ask(job.mailbox.error.remote(), None)) is not None:
         raise known
     if failure is not None:
         raise explain(failure, what="the workers failed too often, at last with: ") from failure
 
 
-def _train_loop(
-    _: dict[str, Any],
-    *,
-    config: TrainConfig,
-    resources: WorkerResources,
-    guard: LeaseGuard,
-    mailbox: Any,
-    listed: ray.ObjectRef | None,
-) -> None:
+def _train_loop(_: dict[str, Any], *, job: _Job) -> None:
     """One worker, on its machine.
 
     An error that another attempt would meet again is left in the mailbox and raised, so that Ray ends the other
     workers, who may wait for this one. The next attempt finds it there and fails at once.
     """
-    if (known := ask(mailbox.error.remote(), None)) is not None:
+    if (known := ask(job.mailbox.error.remote(), None)) is not None:
         raise known
     try:
-        _run_worker(config, resources, guard, mailbox, None if listed is None else ray.get(listed))
+        _run_worker(job)
     except (UsageError, TooManyFailuresError, RunError) as error:
-        ask(mailbox.put_error.remote(error), None)
+        ask(job.mailbox.put_error.remote(error), None)
         raise
 
 
-def _run_worker(
-    config: TrainConfig,
-    resources: WorkerResources,
-    guard: LeaseGuard,
-    mailbox: Any,
-    listed: LabelledManifest | None,
-) -> None:
+def _run_worker(job: _Job) -> None:
+    config, resources, mailbox = job.config, job.resources, job.mailbox
     torch.set_num_threads(resources.num_threads)
     redaction.configure(config.secret_parameters)
     retry.configure(deadline_seconds=config.store_deadline_seconds, on_wait=lambda line: mailbox.put_line.remote(line))
@@ -212,9 +204,10 @@ def _run_worker(
         ),
         is_preempted=lambda: ray.train.get_preemption_info() is not None,
         after_epoch=lambda figures: ray.train.report(figures),
-        check_lease=guard.check,
+        check_lease=job.guard.check,
         log=lambda line: mailbox.put_line.remote(line),
     )
     if context.ranks.is_first and ray.available_resources().get("CPU", 0.0) < decoding.cpus_per_task:
         context.log("no CPU of the cluster is free for decoding, perhaps since a node was lost; waiting for one")
+    listed = None if job.listed is None else ray.get(job.listed)
     run_worker(config, context, plan=read_plan(config, listed=listed))

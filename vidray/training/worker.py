@@ -26,7 +26,7 @@ from vidray.training.loop.checkpoint_writer import CheckpointWriter, write_bad_v
 from vidray.training.loop.loop import Loop
 from vidray.training.loop.ranks import Ranks
 from vidray.training.loop.task import TrainingTask
-from vidray.training.plan import TrainingPlan, read_plan
+from vidray.training.plan import TrainingPlan
 from vidray.training.trackers import Trackers
 
 
@@ -47,18 +47,14 @@ class WorkerContext:
     """Prints a line for the user."""
 
 
-def run_worker(config: TrainConfig, context: WorkerContext, *, plan: TrainingPlan | None = None) -> dict[str, Any]:
+def run_worker(config: TrainConfig, context: WorkerContext, *, plan: TrainingPlan) -> dict[str, Any]:
     """Train to the end, from wherever the output stands. Returns the figures of the published checkpoint.
-
-    Args:
-        plan: None: read it from the output.
 
     Raises:
         RunError, TooManyFailuresError, UsageError: on all ranks alike where the cause is seen by all.
     """
     ranks = context.ranks
     prepare_torch(config, ranks.device)
-    plan = plan or read_plan(config)
     store = Store(config.output)
     task = _make_task(config, plan, context)
     writer = CheckpointWriter(store, num_kept=config.keep_states, log=context.log, check_lease=context.check_lease)

@@ -54,7 +54,7 @@ def decode_views(
     views_VTHWC = _output(view, out)
     which = "first" if view.decoder == "pytorchvideo" else view.video_stream
     with VideoDecoder(data, limits, video_stream=which) as decoder:
-        aspect = decoder.pixel_aspect if view.square_pixels else 1.0
+        aspect = _aspect(decoder, view)
         if draw is None:
             convert: Convert = view_crops(view, pixel_aspect=aspect)
         else:
@@ -116,8 +116,7 @@ def stream_views(
     """
     frames_THWC = out[0]
     with VideoDecoder(file, limits, video_stream=view.video_stream, is_streamed=True) as decoder:
-        aspect = decoder.pixel_aspect if view.square_pixels else 1.0
-        pictures = decoder.stream(view, convert=view_crops(view, pixel_aspect=aspect))
+        pictures = decoder.stream(view, convert=view_crops(view, pixel_aspect=_aspect(decoder, view)))
         for chunk in stream_chunks(view):
             num_frames = 0
             for picture in itertools.islice(pictures, chunk.num_frames):
@@ -126,6 +125,11 @@ def stream_views(
             yield num_frames, decoder.info
             if num_frames < chunk.num_frames:
                 return
+
+
+def _aspect(decoder: VideoDecoder, view: ViewConfig) -> float:
+    """How much wider than high a pixel counts."""
+    return decoder.pixel_aspect if view.square_pixels else 1.0
 
 
 def _spans(duration: Fraction, view: ViewConfig, time_range: TimeRange, draw: ClipDraw | None) -> list[ClipSpan]:
