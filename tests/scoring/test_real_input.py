@@ -10,12 +10,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from pytorchvideo.data.encoded_video import EncodedVideo
 from torchvision.transforms.v2 import functional
 
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
 from tests.support.closeness import FLOAT32_ROUNDING, assert_same
+from tests.support.peers import pytorchvideo_of
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 
@@ -81,7 +81,7 @@ def test_a_damaged_file_is_scored_with_what_was_decoded_and_says_so(rows):
 
 def reference_frames(path: Path) -> torch.Tensor:
     """(T, C, H, W) uint8 at full size: PyTorchVideo's clip of the whole video, and its uniform subsample of that."""
-    video = EncodedVideo.from_path(path, decode_audio=False, decoder="pyav")
+    video = pytorchvideo_of(path.read_bytes())
     frames = video.get_clip(0, video.duration + 1)["video"]
     indices = torch.linspace(0, frames.shape[1] - 1, NUM_FRAMES).clamp(0, frames.shape[1] - 1).long()
     return frames[:, indices].permute(1, 0, 2, 3).to(torch.uint8)

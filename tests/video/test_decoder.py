@@ -14,6 +14,7 @@ import pytest
 import torch
 from pytorchvideo.data.encoded_video_pyav import EncodedVideoPyAV
 
+from tests.support.peers import pytorchvideo_of
 from tests.support.videos import (
     FASTSTART,
     audio_only,
@@ -85,17 +86,6 @@ def videos() -> Callable[[str], bytes]:
     return lambda kind: made[kind] if kind in made else made.setdefault(kind, make_video(**KINDS[kind]))
 
 
-def peer(data: bytes, *, seeks: bool = True) -> EncodedVideoPyAV:
-    """PyTorchVideo's EncodedVideo; with ``seeks=False`` it has all frames, as it does for files without a duration."""
-    video = EncodedVideoPyAV(io.BytesIO(data), decode_audio=False)
-    if not seeks:
-        with av.open(io.BytesIO(data)) as container:
-            frames = {frame.pts: frame for frame in container.decode(video=0)}
-        video._video = [(torch.from_numpy(frames[pts].to_rgb().to_ndarray()), pts) for pts in sorted(frames)]
-        video._selective_decoding = False
-    return video
-
-
 def peers_frames(video: EncodedVideoPyAV, span: ClipSpan, num_frames: int | None) -> np.ndarray | None:
     """(T, H, W, 3) uint8, as PyTorchVideo's EncodedVideo and UniformTemporalSubsample choose them."""
     frames = video.get_clip(span.start_seconds, span.end_seconds)["video"]
@@ -142,14 +132,14 @@ def assert_same_frames(data: bytes, view: ViewConfig, video: EncodedVideoPyAV, *
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_frames_as_pytorchvideo(kind: str, view: str, videos: Callable[[str], bytes]) -> None:
     data = videos(kind)
-    num_compared = assert_same_frames(data, VIEWS[view], peer(data, seeks=kind not in SEEKS_PAST))
+    num_compared = assert_same_frames(data, VIEWS[view], pytorchvideo_of(data, seeks=kind not in SEEKS_PAST))
     assert num_compared == VIEWS[view].num_clips or kind == "slides"
 
 
 @pytest.mark.parametrize("kind", ["B-frames", "open GOP in mkv", "mpeg4 avi with B-frames", "B-frames in ts"])
 def test_same_frames_when_a_large_file_is_read_twice(kind: str, videos: Callable[[str], bytes]) -> None:
     data = videos(kind)
-    video = peer(data, seeks=kind not in SEEKS_PAST)
+    video = pytorchvideo_of(data, seeks=kind not in SEEKS_PAST)
     assert assert_same_frames(data, VIEWS["far clips"], video, max_kept_bytes=0) == 3
     assert assert_same_frames(data, VIEWS["whole"], video, max_kept_bytes=0) == 1
 
@@ -162,7 +152,7 @@ def sample_videos() -> list[Path]:
 @pytest.mark.parametrize("path", sample_videos(), ids=lambda path: path.name)
 def test_same_frames_as_pytorchvideo_on_sample_videos(path: Path) -> None:
     data = path.read_bytes()
-    video = peer(data)
+    video = pytorchvideo_of(data)
     for view in ("whole", "far clips"):
         assert assert_same_frames(data, VIEWS[view], video) > 0
 
@@ -170,7 +160,7 @@ def test_same_frames_as_pytorchvideo_on_sample_videos(path: Path) -> None:
 @pytest.mark.parametrize("kind", ["B-frames", "rotated", "25 fps mkv without duration"])
 def test_get_clip_is_encoded_videos(kind: str, videos: Callable[[str], bytes]) -> None:
     data = videos(kind)
-    decoder, video = VideoDecoder(data), peer(data)
+    decoder, video = VideoDecoder(data), pytorchvideo_of(data)
     for start, end in [(0, Fraction(1, 3)), (0.25, 0.9), (0, 100), (Fraction(1, 7), Fraction(2, 7))]:
         frames = decoder.get_clip(start, end)["video"]
         expected = video.get_clip(start, end)["video"]
@@ -182,7 +172,7 @@ def test_get_clip_is_encoded_videos(kind: str, videos: Callable[[str], bytes]) -
 
 def test_last_clip_holds_the_last_frame_although_the_header_ends_before_it() -> None:
     data = make_video(num_frames=50, codec="mpeg4", container="avi", max_b_frames=2, fps=25, options={"qscale": "2"})
-    assert peer(data).duration == 2  # but the frames' pts are 1 to 50
+    assert pytorchvideo_of(data).duration == 2  # but the frames' pts are 1 to 50
     decoder = VideoDecoder(data)
     assert decoder.duration == Fraction(51, 25)
     clips = decoder.sample(spans_of(data, VIEWS["far clips"]), num_frames=NUM_FRAMES, convert=full_size())

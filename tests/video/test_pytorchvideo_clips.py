@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import subprocess
 import sys
 from fractions import Fraction
@@ -128,7 +129,9 @@ def test_streams_are_refused(tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("kind", VIDEOS)
-@pytest.mark.parametrize(("start", "end"), [(0, 1), (0.3, 0.9), (Fraction(1, 3), Fraction(2, 3)), (0, 99), (50, 60)])
+@pytest.mark.parametrize(
+    ("start", "end"), [(0, 1), (0.3, 0.9), (Fraction(1, 3), Fraction(2, 3)), (0, 99), (50, 60), (0, math.inf)]
+)
 def test_a_clip_is_theirs_bit_for_bit(kind: str, start, end, tmp_path: Path) -> None:
     from pytorchvideo.data.encoded_video import EncodedVideo
 
@@ -153,6 +156,15 @@ def test_it_is_a_video_of_theirs_whichever_is_imported_first(first: str) -> None
         "from pytorchvideo.data.video import Video\n"
         "from tests.support.videos import make_video\n"
         "print(isinstance(VideoDecoder(make_video(num_frames=3)), Video))"
+    )
+    assert printed_by(script) == "True\n"
+
+
+def test_it_is_a_subclass_of_theirs_before_any_file_is_opened() -> None:
+    script = (
+        "from pytorchvideo.data.video import Video\n"
+        "from vidray.video.decoder import VideoDecoder\n"
+        "print(issubclass(VideoDecoder, Video))"
     )
     assert printed_by(script) == "True\n"
 

@@ -225,7 +225,7 @@ class VideoDecoder:
         """
         import torch
 
-        bounds = self._bounds(start_sec, end_sec)
+        bounds = self._bounds(start_sec, min(end_sec, self.duration + 1))  # infinity is no time stamp
         if not len(self.timeline.between(bounds)):
             return {"video": None, "audio": None}
         clip = self._sample([bounds], None, full_size())[0]
@@ -486,3 +486,6 @@ def drawn_crops(size: int, draw: ClipDraw, *, pixel_aspect: float = 1.0) -> Draw
 
 def _resizer() -> Resizer:
     return Resizer(resize=VideoReformatter(), to_rgb=VideoReformatter())
+
+
+_register_with_pytorchvideo()  # here if it came first, else with the first file that is opened

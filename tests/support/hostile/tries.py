@@ -318,7 +318,7 @@ TRIES: dict[str, Callable[[Targets], object]] = {
     "slow the parent down": _slow_down,
     "move the parent to other CPUs": _move,
     "raise its memory limit": _raise_memory_limit,
-    "take more memory than it may": lambda t: bytearray(8 * 1024**3),
+    "take more memory than it may": lambda t: bytes(2 * 1024**3),
     "grow the output memory": lambda t: os.ftruncate(t.output_fd, 1 << 30),
     "write to the video": lambda t: os.pwrite(t.input_fd, b"x", 0),
     "become dumpable": lambda t: _call("prctl", 4, 1, 0, 0, 0),
