@@ -28,11 +28,16 @@ def override_view(base: ViewConfig, views: str | None, asked: Mapping[str, Any])
 
     Raises:
         ValueError: they contradict each other.
+        UsageError: of several video streams, one is asked for that the decoder does not take.
     """
     changes = {name: value for name, value in asked.items() if value is not None and value is not False}
     if views is not None:
         changes["num_clips"], changes["num_crops"] = parse_views(views) or (1, 1)
-    return dataclasses.replace(base, **changes)
+    view = dataclasses.replace(base, **changes)
+    stream = changes.get("video_stream", "first")
+    is_taken = view.decoder != "pytorchvideo" or stream == "first"
+    require(is_taken, "--video-stream", stream, "first with --decoder pytorchvideo, which takes no other")
+    return view
 
 
 def shown_as(metavar: str) -> object:

@@ -290,7 +290,7 @@ class Limits:
     max_duration_seconds: float = 6 * 3600.0
     """Longest video, in seconds."""
     decode_timeout_seconds: float = 60.0
-    """Wall-clock seconds for decoding one video (or one chunk, with --streaming), after which its decoder is killed."""
+    """Wall-clock seconds for decoding one video or one chunk of a stream; then its decoder is killed."""
     decode_memory_bytes: int = 3 * 1024**3
     """Address space that the decoder process may use beyond what it has at its start."""
     fetch_deadline_seconds: float = 600.0

@@ -119,6 +119,27 @@ def test_whole_jobs_agree(tmp_path, capfd) -> None:
     assert '"decoder": "pytorchvideo"' in (tmp_path / "trained/vidray.json").read_text()
 
 
+def test_too_little_memory_is_called_so_and_the_next_video_decodes() -> None:
+    """60 frames of 640 x 480 are 53 MiB, and four times that as float32."""
+    large = make_video(num_frames=60, width=640, height=480)
+    one = dataclasses.replace(THEIRS, num_clips=1, span="full")
+    with Sandbox(view=one, limits=Limits(decode_memory_bytes=150 * 1024**2)) as sandbox:
+        with pytest.raises(VideoError) as raised:
+            sandbox.decode(large)
+        assert raised.value.status is Status.OUT_OF_MEMORY
+        sandbox.decode(make_video(num_frames=9))
+
+
+@pytest.mark.parametrize("command", ["train", "score", "preview"])
+def test_a_stream_that_it_does_not_take_is_refused(command: str, tmp_path, capsys) -> None:
+    model = make_videomae(tmp_path / "model")
+    video = runs.make_classes(tmp_path / "videos", num_videos=2, num_frames=8)
+    places = ["--source", str(video), "--model", str(model), "--output", str(tmp_path / "out.png")]
+    flags = ["--decoder", "pytorchvideo", "--video-stream", "default"]
+    assert cli([command, *places, *flags]) == 2
+    assert "--video-stream: got 'default', allowed is first with --decoder pytorch" in capsys.readouterr().err
+
+
 def test_streams_are_refused(tmp_path, capsys) -> None:
     places = ["--source", "v", "--model", "m", "--output", str(tmp_path)]
     assert cli(["score", *places, "--streaming", "--decoder", "pytorchvideo"]) == 2

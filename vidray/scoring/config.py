@@ -84,9 +84,9 @@ class ScoreConfig:
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster afterwards."""
     batch_size: Annotated[int | None, shown_as("INT")] = None
-    """Views per forward pass. Default: 16 on a GPU; on a CPU as many as make 2.5 MB, larger ones leave its caches.
-    With --streaming: videos side by side per model replica, each with a decoder of its own. Default: 16 on a GPU, on a
-    CPU two per thread."""
+    """How many views go through the model together. Default: 16 on a GPU; on a CPU as many as make 2.5 MB, so that they
+    stay in its caches. With --streaming: how many videos a model works on at a time. Default: 16 on a GPU, on a CPU two
+    per thread."""
 
     config: Annotated[str | None, shown_as("FILE")] = None
     """A YAML file with any of these names and their values, `source: [a, b]` for several. What is typed wins."""
@@ -109,10 +109,10 @@ class ScoreConfig:
     allow_unconditional_store: bool = False
     """Accept an output store without conditional writes. Then only the lease keeps two runs apart."""
     secret_parameters: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown_as("NAME")] = ()
-    """Parameters of http URLs that sign them or hold a token, beside the usual ones of S3, GCS, Azure and CloudFront;
-    repeat the flag for several. An object is the same whatever they are, and they are stored nowhere."""
+    """A parameter of http URLs that signs them or holds a token; those of S3, GCS, Azure and CloudFront are known.
+    URLs that differ only in such parameters are one object, and they are stored nowhere. May be repeated."""
     store_deadline_seconds: float = STORE_DEADLINE_SECONDS
-    """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, parts."""
+    """How many seconds to go on trying when a store does not answer, before the command gives up."""
 
     rows_per_part: Annotated[int | None, shown_as("INT")] = None
     """Videos per Parquet part, the unit of commit: a crash costs at most the parts in flight.

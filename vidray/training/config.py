@@ -160,7 +160,7 @@ class TrainConfig:
     several times the CPU time. Default: from the model's checkpoint, else vidray."""
 
     flip: bool = True
-    """Mirror every other training clip. --no-flip where left and right matter."""
+    """Mirror half of the training clips. Choose --no-flip where left and right matter."""
     min_scale: float = 256 / 224
     """A training clip's short side is at least this times the view's size, before cropping (256 for views of 224)."""
     max_scale: float = 320 / 224
@@ -235,10 +235,10 @@ class TrainConfig:
     wait_for_nodes: float = 0.0
     """Seconds to wait for nodes of a Ray cluster, where too few are there and no autoscaler announces more."""
     secret_parameters: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Parameters of http URLs that sign them or hold a token, beside the usual ones of S3, GCS, Azure and CloudFront;
-    repeat the flag for several. An object is the same whatever they are, and they are stored nowhere."""
+    """A parameter of http URLs that signs them or holds a token; those of S3, GCS, Azure and CloudFront are known.
+    URLs that differ only in such parameters are one object, and they are stored nowhere. May be repeated."""
     store_deadline_seconds: float = STORE_DEADLINE_SECONDS
-    """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, states."""
+    """How many seconds to go on trying when a store does not answer, before the command gives up."""
     max_failure_rate: float = 0.05
     """Stop with exit code 3 when more than this share of the videos turn out bad."""
     config: str | None = None
@@ -346,10 +346,10 @@ class EvaluateConfig:
     decoders: int | None = None
     """Videos decoded at once. Default: from the CPUs."""
     secret_parameters: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Parameters of http URLs that sign them or hold a token, beside the usual ones of S3, GCS, Azure and CloudFront;
-    repeat the flag for several. An object is the same whatever they are, and they are stored nowhere."""
+    """A parameter of http URLs that signs them or holds a token; those of S3, GCS, Azure and CloudFront are known.
+    URLs that differ only in such parameters are one object, and they are stored nowhere. May be repeated."""
     store_deadline_seconds: float = STORE_DEADLINE_SECONDS
-    """How long a store is waited for that is away, wherever the driver reads or writes it: lists, plans, results."""
+    """How many seconds to go on trying when a store does not answer, before the command gives up."""
     max_failure_rate: float = 0.05
     """Exit with code 3 if more than this share of the videos cannot be decoded."""
     config: str | None = None

@@ -1,8 +1,7 @@
 """Clips as PyTorchVideo itself decodes them: ``--decoder pytorchvideo``.
 
 ``EncodedVideo`` decodes every frame of a span at full size, where `vidray.video.decoder` finds the same frames for a
-fraction of the time. It is here to compare with, and for whoever wants that very library. A long span of large frames
-meets the sandbox's memory limit, which PyTorchVideo reports as a video that does not decode.
+fraction of the time. It is here to compare with, and for whoever wants that very library.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import io
+import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,24 @@ def load() -> Any:
     # PyTorchVideo asks for as many threads as there are CPUs, and none can be started in a sandbox.
     maps = Path("/proc/self/maps").read_text().splitlines()
     ctypes.CDLL(next(line.split(maxsplit=5)[5] for line in maps if "libavutil" in line)).av_cpu_force_count(1)
-    return select_video_class("pyav")
+    video_class = select_video_class("pyav")
+    logger = logging.getLogger(video_class.__module__)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    logger.addHandler(_CAUGHT)
+    return video_class
+
+
+class _Caught(logging.Handler):
+    """Keeps what ``EncodedVideo`` catches while it decodes: it only logs that, and takes it for no frames."""
+
+    last: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last = sys.exc_info()[1] or self.last
+
+
+_CAUGHT = _Caught()
 
 
 def sample_clips(
@@ -42,11 +60,14 @@ def sample_clips(
 
     Raises:
         VideoError: CORRUPT if PyTorchVideo cannot open the file, or finds no frame in a span.
+        MemoryError: the frames of a span, all of them, at full size and as float32, need more than the sandbox allows.
     """
     video_class = load()
+    _CAUGHT.last = None
     try:
         video = video_class(io.BytesIO(data), decode_audio=False)
     except RuntimeError as error:
+        _raise_lack_of_memory(error.__context__)
         raise VideoError(Status.CORRUPT, f"PyTorchVideo: {error}") from error
     try:
         return [_pictures(video, span, num_frames, convert) for span in spans]
@@ -55,10 +76,19 @@ def sample_clips(
 
 
 def _pictures(video: Any, span: ClipSpan, num_frames: int, convert: Convert) -> list[Picture]:
-    frames_CTHW = video.get_clip(span.start_seconds, span.end_seconds)["video"]
+    try:
+        frames_CTHW = video.get_clip(span.start_seconds, span.end_seconds)["video"]
+    except RuntimeError as error:  # what torch raises for want of memory has no class of its own
+        raise MemoryError(str(error)) from error
     if frames_CTHW is None:
+        _raise_lack_of_memory(_CAUGHT.last)
         bounds = f"{float(span.start_seconds):g} and {float(span.end_seconds):g} s"
         raise VideoError(Status.CORRUPT, f"PyTorchVideo finds no frame between {bounds}")
     chosen = subsample_indices(frames_CTHW.shape[1], num_frames).tolist()
     made = {at: convert(rgb_frame(frames_CTHW[:, at].permute(1, 2, 0).byte().numpy())) for at in set(chosen)}
     return [made[at] for at in chosen]
+
+
+def _raise_lack_of_memory(error: BaseException | None) -> None:
+    if isinstance(error or _CAUGHT.last, MemoryError):
+        raise MemoryError("PyTorchVideo needs the memory of all frames of a span") from error
