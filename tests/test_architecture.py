@@ -43,8 +43,8 @@ ORDER = {
     "checkpoints": ["resolve", "checkpoint", "card", "write", "convert", "new"],
     "scoring": [
         *("config", "output", "history", "accounting", "plan", "collector", "timing", "summary", "verdict"),
-        *("staging", "predictor", "classifier", "stages", "stream_predictor", "stream_stage"),
-        *("runners", "stage_specs", "job"),
+        *("staging", "predictor", "classifier", "stages", "batching", "stream_predictor"),
+        *("segment_predictor", "stream_stage", "runners", "stage_specs", "job"),
     ],
     "scoring.runners": ["base", "local_worker", "local", "ray_layout", "ray", "choose"],
     "training": [

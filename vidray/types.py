@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Span = Literal["stride", "full"]
 DecoderName = Literal["vidray", "pytorchvideo"]
 VideoStream = Literal["default", "first"]
-ViewSpan = Literal["stride", "full", "stream"]
+ViewSpan = Literal["stride", "full", "stream", "segments"]
 Aggregation = Literal["prob", "score"]
 
 REFERENCE_FPS = 30
@@ -159,7 +159,8 @@ class ViewConfig:
     """Frames between two sampled ones at 30 frames per second; a clip lasts ``num_frames * stride / 30`` seconds."""
     span: ViewSpan = "stride"
     """``stride``: clips of that length; ``full``: every clip spans the whole video. ``stream``: all of it, a frame
-    every ``stride / 30`` seconds however many that are, in chunks of at most ``num_frames``; for scoring only."""
+    every ``stride / 30`` seconds however many that are, in chunks of at most ``num_frames``; ``segments``: all of it,
+    window after window, each a clip of ``segment_seconds``. The last two are for scoring only."""
     num_clips: int = 5
     """Clips per video, spread evenly from the first frame to the last; one alone is centred."""
     num_crops: int = 1
@@ -183,6 +184,10 @@ class ViewConfig:
     """``prob``: mean of the views' probabilities. ``score``: probabilities of the mean of their logits."""
     timeline_seconds: float | None = None
     """With ``span="stream"``: how often the label so far is noted, in seconds of video. None: only at the end."""
+    segment_seconds: float | None = None
+    """With ``span="segments"``: how long a window is."""
+    segment_stride_seconds: float | None = None
+    """With ``span="segments"``: from the start of a window to that of the next. None: ``segment_seconds``."""
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "size", "stride", "num_clips"):
@@ -190,11 +195,12 @@ class ViewConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_crops not in (1, 3):
             raise ValueError(f"num_crops must be 1 or 3, got {self.num_crops}")
-        if self.span not in ("stride", "full", "stream"):
-            raise ValueError(f"span must be 'stride', 'full' or 'stream', got {self.span!r}")
+        if self.span not in ("stride", "full", "stream", "segments"):
+            raise ValueError(f"span must be 'stride', 'full', 'stream' or 'segments', got {self.span!r}")
         if self.video_stream not in ("default", "first"):
             raise ValueError(f"video_stream must be 'default' or 'first', got {self.video_stream!r}")
-        self._check_stream()
+        self._check_chunks()
+        self._check_segments()
         if self.aggregation not in ("prob", "score"):
             raise ValueError(f"aggregation must be 'prob' or 'score', got {self.aggregation!r}")
         if self.short_side is not None and self.short_side < self.size:
@@ -202,13 +208,13 @@ class ViewConfig:
         if any(s <= 0 for s in self.std):
             raise ValueError(f"std must be positive, got {self.std}")
 
-    def _check_stream(self) -> None:
+    def _check_chunks(self) -> None:
         if self.decoder not in ("vidray", "pytorchvideo"):
             raise ValueError(f"decoder must be 'vidray' or 'pytorchvideo', got {self.decoder!r}")
-        if self.span == "stream" and self.decoder != "vidray":
-            raise ValueError(f"only decoder 'vidray' can stream, got {self.decoder!r}")
-        if self.span == "stream" and self.num_views != 1:
-            raise ValueError(f"a stream is one clip and one crop, got {self.num_clips} and {self.num_crops}")
+        if self.is_chunked and self.decoder != "vidray":
+            raise ValueError(f"only decoder 'vidray' can do span '{self.span}', got {self.decoder!r}")
+        if self.is_chunked and self.num_views != 1:
+            raise ValueError(f"span '{self.span}' is one clip and one crop, got {self.num_clips} and {self.num_crops}")
         if self.timeline_seconds is None:
             return
         if self.span != "stream":
@@ -218,6 +224,33 @@ class ViewConfig:
                 f"timeline_seconds must be at least {float(self.frame_seconds):g}, one sampled frame at stride "
                 f"{self.stride}, got {self.timeline_seconds:g}"
             )
+
+    def _check_segments(self) -> None:
+        times = {"segment_seconds": self.segment_seconds, "segment_stride_seconds": self.segment_stride_seconds}
+        if self.span != "segments":
+            if any(seconds is not None for seconds in times.values()):
+                raise ValueError(f"{' and '.join(times)} need span 'segments', got {self.span!r}")
+            return
+        if self.segment_seconds is None:
+            raise ValueError("span 'segments' needs segment_seconds")
+        for name, seconds in times.items():
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise ValueError(f"{name} must be a number of seconds above 0, got {seconds}")
+
+    @property
+    def is_chunked(self) -> bool:
+        """True if a video comes chunk by chunk, as many as it is long: ``num_frames`` pictures at most in each."""
+        return self.span in ("stream", "segments")
+
+    @property
+    def segment_length(self) -> Fraction:
+        """``segment_seconds`` as it was written: 0.7 is 7/10. There must be one."""
+        return Fraction(str(self.segment_seconds))
+
+    @property
+    def segment_step(self) -> Fraction:
+        """From the start of a window to that of the next, in seconds."""
+        return Fraction(str(self.segment_stride_seconds or self.segment_seconds))
 
     @property
     def frame_seconds(self) -> Fraction:
@@ -270,6 +303,8 @@ class ViewConfig:
 
 _LATER_DEFAULTS = (
     ("timeline_seconds", None),
+    ("segment_seconds", None),
+    ("segment_stride_seconds", None),
     ("squeeze", False),
     ("square_pixels", False),
     ("video_stream", "default"),

@@ -26,13 +26,14 @@ from tests.support.poison_child import poisoned
 from tests.support.videos import make_video, repeated
 from vidray.checkpoints.checkpoint import load_model, read_checkpoint
 from vidray.models.predict import aggregate, normalise
+from vidray.scoring.batching import Request
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import PREDICTION_SCHEMA
 from vidray.scoring.plan import PLAN_SCHEMA
 from vidray.scoring.stage_specs import default_stages
 from vidray.scoring.stages import PREDICTED_SCHEMA
-from vidray.scoring.stream_predictor import StreamPredictor, _Request
+from vidray.scoring.stream_predictor import StreamPredictor
 from vidray.scoring.stream_stage import ByteBudget, StreamStage
 from vidray.types import Limits, ViewConfig
 from vidray.video.views import stream_views
@@ -161,7 +162,7 @@ def test_a_batch_of_states_scores_as_each_alone(model, videos):
     alone = [predictor.step(chunk[2:], predictor.step(chunk[:2]).state) for chunk in frames]
 
     def together(chunks, states):
-        batch = [_Request(frames=chunk, state=state) for chunk, state in zip(chunks, states, strict=True)]
+        batch = [Request(frames=chunk, state=state) for chunk, state in zip(chunks, states, strict=True)]
         predictor._answer(batch)
         return [request.answer.result(timeout=1) for request in batch]
 
@@ -175,7 +176,7 @@ def test_a_batch_of_states_scores_as_each_alone(model, videos):
 
 def test_chunks_of_other_lengths_between_those_that_share_a_batch_are_answered_too(model):
     predictor = StreamPredictor(read_checkpoint(str(model)), view=view_of(model), device="cpu", max_videos=8)
-    requests = [_Request(frames=np.zeros((n, 32, 32, 3), np.uint8), state=None) for n in (2, 3, 2, 1, 3)]
+    requests = [Request(frames=np.zeros((n, 32, 32, 3), np.uint8), state=None) for n in (2, 3, 2, 1, 3)]
     with predictor._has_news:
         predictor._waiting.extend(requests)
         predictor._has_news.notify()
@@ -267,7 +268,7 @@ def test_memory_that_runs_out_makes_batches_smaller_and_loses_no_video(model, vi
     predictor._forward = small
     chunk = frames_of(videos[0].read_bytes(), view_of(model))[0, :1].numpy()
     expected = predictor.step(chunk).logits
-    batch = [_Request(frames=chunk, state=None) for _ in range(4)]
+    batch = [Request(frames=chunk, state=None) for _ in range(4)]
     predictor._answer(batch)
     for request in batch:
         assert_same(request.answer.result(timeout=1).logits, expected, relative=FLOAT32_ROUNDING)
@@ -488,7 +489,7 @@ def test_a_stream_is_no_checkpoints_own_way(tmp_path):
     values = json.loads(json.dumps(meta.to_json()))
     assert CheckpointMeta.from_json(values) == meta
     assert "timeline_seconds" not in values["view"]
-    with pytest.raises(ValueError, match="--streaming"):
+    with pytest.raises(ValueError, match="span 'stream' is how a video is scored"):
         CheckpointMeta.from_json(values | {"view": values["view"] | {"span": "stream"}})
 
 

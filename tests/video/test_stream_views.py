@@ -226,7 +226,7 @@ def test_chunks_put_together_are_the_stream(num_frames, timeline):
         ({"timeline_seconds": 0.0}, "at least 0.2"),
         ({"timeline_seconds": math.inf}, "at least 0.2"),
         ({"timeline_seconds": math.nan}, "at least 0.2"),
-        ({"span": "all"}, "'stride', 'full' or 'stream'"),
+        ({"span": "all"}, "'stride', 'full', 'stream' or 'segments'"),
     ],
 )
 def test_a_view_config_that_contradicts_itself_is_refused(changes, message):

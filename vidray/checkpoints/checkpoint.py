@@ -63,8 +63,8 @@ class CheckpointMeta:
     def from_json(cls, values: dict[str, Any]) -> CheckpointMeta:
         """The meta that ``to_json`` gave. Raises ValueError or TypeError if keys are missing or unknown."""
         view = ViewConfig.from_dict(values["view"])
-        if view.span == "stream":
-            raise ValueError("span 'stream' is how a video is scored (--streaming), not what a checkpoint is made for")
+        if view.is_chunked:
+            raise ValueError(f"span '{view.span}' is how a video is scored, not what a checkpoint is made for")
         return cls(**{**values, "view": view, "labels": tuple(values["labels"])})
 
 

@@ -51,7 +51,7 @@ HEADINGS: dict[str, dict[str, str]] = {
     "ScoreConfig": {
         "source": "What",
         "views": "How a video is seen",
-        "streaming": "Long videos",
+        "streaming": "Long videos, and when something happens in them",
         "device": "The model",
         "config": "The run",
         "rows_per_part": "How the work is divided",

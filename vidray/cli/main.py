@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import json
 import select
 import shlex
 import signal
@@ -117,7 +118,7 @@ def score(arguments: list[str]) -> int:
         return 0
     try:
         job.run()
-        code = f"import vidray; print(vidray.read({job.store.uri!r}, columns=['uri', 'label', 'score']))"
+        code = f'import vidray; print(vidray.read({json.dumps(job.store.uri)}, columns=["uri", "label", "score"]))'
         job.progress.say(f"next: python -c {shlex.quote(code)}")
     finally:
         if job.verdict is not None:

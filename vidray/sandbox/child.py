@@ -94,7 +94,7 @@ def main(
     while message := control.recv(REQUEST_BYTES + 1):
         request = unpack_request(message)
         signal.setitimer(signal.ITIMER_REAL, limits.decode_timeout_seconds + TIMER_GRACE_SECONDS)
-        if view.span == "stream":
+        if view.is_chunked:
             make = functools.partial(streams.answer, request, view=view)
         else:
             draw = ClipDraw(crop=crop, seed=request.seed) if crop else None

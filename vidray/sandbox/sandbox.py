@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import mmap
 import os
 import select
@@ -43,7 +42,7 @@ from vidray.sandbox.protocol import (
 )
 from vidray.types import WHOLE_FILE, Limits, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.random_crops import CropConfig
-from vidray.video.sampling import stream_chunks
+from vidray.video.sampling import most_frames, stream_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -154,7 +153,7 @@ class Sandbox:
         that is known, has fewer frames than those before it, perhaps none.
 
         The child decodes the next chunk while this one is worked on; so ``decode_seconds`` are its CPU seconds. The
-        deadline is one chunk's. Needs a view config with ``span="stream"``. To stop early ends the child.
+        deadline is one chunk's. Needs a view config with ``span`` "stream" or "segments". To stop early ends the child.
 
         Raises:
             VideoError: as `decode`, at any chunk: what came before is of a video that failed.
@@ -166,7 +165,7 @@ class Sandbox:
         try:
             child.begin(data)
             del data  # by now it lies in the input memory, and may be large
-            num_left = math.ceil(self._limits.max_duration_seconds / self._view.frame_seconds)
+            num_left = most_frames(duration_seconds=self._limits.max_duration_seconds, view=self._view)
             for chunk in stream_chunks(self._view):
                 frames_THWC, info = child.receive_chunk(min(chunk.num_frames, num_left))
                 num_left -= len(frames_THWC)  # a child that was taken over could go on for ever

@@ -33,6 +33,9 @@ MAX_CHUNK_FRAMES = 8
 """Frames that a stream's model sees at once. On CPUs longer chunks leave the caches, shorter ones cost more calls
 (MoViNet-A0 on one thread: 71 frames/s with 4, 91 with 8, 78 with 16, 75 with 50); a GPU gets many videos at once."""
 
+MIN_SEGMENT_SECONDS = 0.1
+"""A video of six hours would have more than 200,000 windows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
@@ -77,6 +80,12 @@ class ScoreConfig:
     timeline: Annotated[float | None, shown_as("SECONDS")] = None
     """With --streaming: also keep the label so far at each multiple of SECONDS of video, in the column timeline."""
 
+    segments: Annotated[float | Literal["clip"] | None, shown_as("SECONDS|clip")] = None
+    """When does it happen: score windows of SECONDS, one after the other over the whole video, into the column
+    segments; `clip`: windows as long as the checkpoint's own clips. The video's label is that of all its windows."""
+    segment_stride: Annotated[float | None, shown_as("SECONDS")] = None
+    """From the start of a window to that of the next. Default: the length of a window."""
+
     device: Device = "auto"
     """Where the model runs. auto: on the cluster's GPUs if it has any, else on CPUs."""
     precision: Precision = "auto"
@@ -85,8 +94,8 @@ class ScoreConfig:
     """Compile the model with torch.compile: slower to start, faster afterwards."""
     batch_size: Annotated[int | None, shown_as("INT")] = None
     """How many views go through the model together. Default: 16 on a GPU; on a CPU as many as make 2.5 MB, so that they
-    stay in its caches. With --streaming: how many videos a model works on at a time. Default: 16 on a GPU, on a CPU two
-    per thread."""
+    stay in its caches. With --streaming or --segments: how many videos a model works on at a time. Default: 16 on a
+    GPU, on a CPU two per thread."""
 
     config: Annotated[str | None, shown_as("FILE")] = None
     """A YAML file with any of these names and their values, `source: [a, b]` for several. What is typed wins."""
@@ -116,7 +125,7 @@ class ScoreConfig:
 
     rows_per_part: Annotated[int | None, shown_as("INT")] = None
     """Videos per Parquet part, the unit of commit: a crash costs at most the parts in flight.
-    Default: a hundredth of the run, between 50 and 4000; with --streaming between 5 and 500."""
+    Default: a hundredth of the run, between 50 and 4000; with --streaming or --segments between 5 and 500."""
     decoders: Annotated[str | None, shown_as("N|MIN:MAX")] = None
     """Decoding processes, as N or MIN:MAX. Default: from the cluster's CPUs."""
     predictors: Annotated[str | None, shown_as("N|MIN:MAX")] = None
@@ -125,7 +134,7 @@ class ScoreConfig:
     """Objects that each decoding process fetches at a time."""
     fetch_memory_bytes: Annotated[int | None, shown_as("INT")] = None
     """Bytes of fetched objects that wait for one decoder, at most; a larger object waits alone. Default: an eighth of
-    the machine's memory, shared by its CPUs. (With --streaming: of one worker; default: an eighth.)"""
+    the machine's memory, shared by its CPUs. (With --streaming or --segments: of one worker; default: an eighth.)"""
     runner: RunnerName = "auto"
     """What moves the work: `local`, processes of this machine alone; `ray`, Ray Data. auto: ray where a Ray cluster is
     named (--ray-address, $RAY_ADDRESS, which `ray job submit` sets), else local."""
@@ -135,7 +144,7 @@ class ScoreConfig:
     """Seconds to wait for nodes of a Ray cluster, where too few are there and no autoscaler announces more."""
     stall_timeout_seconds: float | None = None
     """Give up when no video has finished for this long (nodes that never come, for instance).
-    Default: 1800; with --streaming, where one video may take hours, 86400."""
+    Default: 1800; with --streaming or --segments, where one video may take hours, 86400."""
 
     limits: Limits = field(default_factory=Limits)
 
@@ -170,39 +179,68 @@ class ScoreConfig:
             "none with --runner local, which uses no cluster",
         )
         require(self.timeline is None or self.streaming, "--timeline", self.timeline, "a timeline with --streaming")
-        if self.streaming:
-            self._check_streaming()
+        stride = self.segment_stride
+        require(stride is None or self.segments is not None, "--segment-stride", stride, "a stride with --segments")
+        self._check_times()
+        if self.is_chunked:
+            self._check_chunked("--streaming" if self.streaming else "--segments")
 
-    def _check_streaming(self) -> None:
-        """Raise UsageError for what means nothing to a stream, rather than leave it out."""
-        require(self.views in (None, "1x1"), "--views", self.views, "1x1 with --streaming, which sees every frame once")
-        require(self.span is None, "--span", self.span, "none with --streaming, which always sees the whole video")
-        require(self.decoder != "pytorchvideo", "--decoder", self.decoder, "vidray with --streaming")
-        require(self.decoders is None, "--decoders", self.decoders, "none with --streaming; take --batch-size")
-        require(not self.compile, "--compile", self.compile, "not with --streaming, whose chunks differ in length")
+    def _check_times(self) -> None:
         seconds = self.timeline
         require(seconds is None or 0 < seconds < math.inf, "--timeline", seconds, "a number of seconds above 0")
+        for flag in ("segments", "segment_stride"):
+            value = getattr(self, flag)
+            good = value in (None, "clip") or MIN_SEGMENT_SECONDS <= value < math.inf
+            require(good, flag_name(flag), value, f"a number of seconds, at least {MIN_SEGMENT_SECONDS}")
+
+    def _check_chunked(self, by: str) -> None:
+        """Raise UsageError for what means nothing to a video that is seen whole, rather than leave it out."""
+        require(self.views in (None, "1x1"), "--views", self.views, f"1x1 with {by}, which sees the whole video once")
+        if self.streaming:
+            require(self.segments is None, "--segments", self.segments, "none with --streaming; take --timeline")
+            require(self.span is None, "--span", self.span, "none with --streaming, which always sees the whole video")
+        require(self.decoder != "pytorchvideo", "--decoder", self.decoder, f"vidray with {by}")
+        require(self.decoders is None, "--decoders", self.decoders, f"none with {by}; take --batch-size")
+        require(not self.compile, "--compile", self.compile, f"not with {by}, whose batches differ in size")
+
+    @property
+    def is_chunked(self) -> bool:
+        """True if each video is seen from its beginning to its end, in chunks."""
+        return self.streaming or self.segments is not None
 
     def streams_per_worker(self, num_threads: int | None) -> int:
-        """Videos side by side with --streaming; ``num_threads``: of a model on CPUs, None on a GPU."""
+        """Videos side by side with --streaming or --segments; ``num_threads``: of a model on CPUs, None on a GPU."""
         return self.batch_size or (16 if num_threads is None else 2 * num_threads)
 
     @property
     def stall_seconds(self) -> float:
         """``stall_timeout_seconds``, or its default."""
-        return self.stall_timeout_seconds or (86400.0 if self.streaming else 1800.0)
+        return self.stall_timeout_seconds or (86400.0 if self.is_chunked else 1800.0)
 
     def effective_view(self, checkpoint_view: ViewConfig) -> ViewConfig:
         """The checkpoint's view config with what was asked for on the command line put in its place.
 
-        Raises UsageError if --timeline asks for more than one entry per sampled frame.
+        Raises UsageError if --timeline asks for more than one entry per sampled frame, or if the model was trained on
+        whole videos and windows are asked for.
         """
         asked: dict[str, Any] = {name: getattr(self, name) for name in VIEW_FLAGS}
         if self.streaming:
             asked |= {"span": "stream", "num_clips": 1, "num_crops": 1, "timeline_seconds": self.timeline}
             asked["decoder"] = "vidray"
             asked["num_frames"] = min(checkpoint_view.num_frames, MAX_CHUNK_FRAMES)
+        elif self.segments is not None:
+            asked |= self._segments(checkpoint_view)
         try:
             return override_view(checkpoint_view, self.views, asked)
         except ValueError as error:
             raise UsageError(f"--timeline: {error}" if self.timeline else str(error)) from error
+
+    def _segments(self, checkpoint_view: ViewConfig) -> dict[str, Any]:
+        if checkpoint_view.span == "full" and self.span != "full":
+            raise UsageError(
+                "--segments: this checkpoint was trained on whole videos (span full), of which a window is a part that "
+                "it has never seen; --span full scores windows with it nevertheless"
+            )
+        seconds = float(checkpoint_view.clip_seconds) if self.segments == "clip" else self.segments
+        windows = {"segment_seconds": seconds, "segment_stride_seconds": self.segment_stride}
+        return windows | {"span": "segments", "num_clips": 1, "num_crops": 1, "decoder": "vidray"}

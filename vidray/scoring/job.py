@@ -273,8 +273,8 @@ class ScoreJob:
             plan,
             keys,
             times,
-            # Each decoder of a streaming run fetches its own next video.
-            fetch_threads=1 if self.config.streaming else self.config.fetch_threads,
+            # Where videos are seen whole, each decoder fetches its own next one.
+            fetch_threads=1 if self.config.is_chunked else self.config.fetch_threads,
             max_failure_rate=self.config.max_failure_rate,
             untried=self._untried,
         )

@@ -28,6 +28,18 @@ TOP_K_TYPE = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())
 
 TIMELINE_TYPE = pa.list_(pa.struct([("end_seconds", pa.float64()), ("label", pa.string()), ("score", pa.float32())]))
 
+SEGMENTS_TYPE = pa.list_(
+    pa.struct(
+        [
+            ("start_seconds", pa.float64()),
+            ("end_seconds", pa.float64()),
+            ("label", pa.string()),
+            ("score", pa.float32()),
+            ("top_k", TOP_K_TYPE),
+        ]
+    )
+)
+
 PREDICTION_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),
@@ -61,14 +73,15 @@ PREDICTION_SCHEMA = pa.schema(
         ("sample_aspect_ratio", pa.float64()),
         ("num_time_jumps", pa.int64()),
         ("decoder_version", pa.int32()),
+        ("segments", SEGMENTS_TYPE),
     ]
 )
 """One row per video and attempt. Always written with this schema: a column that is all null would else change its
 type. New columns come at the end; parts of older versions lack them."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Stands in the footer of every part. 1: without ``video_attempts``, ``planned_at`` and ``precision``. 2: without
-``sample_aspect_ratio``, ``num_time_jumps`` and ``decoder_version``."""
+``sample_aspect_ratio``, ``num_time_jumps`` and ``decoder_version``. 3: without ``segments``."""
 
 METADATA_KEY = b"vidray"
 

@@ -155,7 +155,7 @@ def plan_fresh(
         fingerprint=fingerprint,
         view_config=view_config,
         result_key=result_key,
-        rows_per_part=config.rows_per_part or default_rows_per_part(rows.num_rows, streaming=config.streaming),
+        rows_per_part=config.rows_per_part or default_rows_per_part(rows.num_rows, chunked=config.is_chunked),
         num_listed=account.num_listed,
         num_already_done=account.num_done,
         num_deferred=account.deferred.count,
@@ -179,12 +179,12 @@ def new_run_id() -> str:
     return f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
-def default_rows_per_part(num_rows: int, *, streaming: bool = False) -> int:
+def default_rows_per_part(num_rows: int, *, chunked: bool = False) -> int:
     """A hundredth of the run, between 50 (small files are slow to query) and 4000 (a crash should cost little).
 
-    Streamed videos may be hours long and their rows large: between 5 and 500.
+    Videos that are seen whole may be hours long and their rows large: between 5 and 500.
     """
-    least, most = (5, 500) if streaming else (50, 4000)
+    least, most = (5, 500) if chunked else (50, 4000)
     return min(max(num_rows // 100, least), most)
 
 

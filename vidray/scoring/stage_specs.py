@@ -14,7 +14,7 @@ MakeRunStages = Callable[[ScoreConfig, Checkpoint, ViewConfig, int | None], Stag
 
 
 def default_stages(config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig, num_threads: int | None) -> Stages:
-    """The decode and the predict stage of a run; of a streaming run one that does both.
+    """The decode and the predict stage of a run; of one that sees whole videos (``is_chunked``) one for both.
 
     Args:
         num_threads: CPU threads of one predictor; None: it runs on a GPU.
@@ -27,7 +27,7 @@ def default_stages(config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig
         "num_threads": num_threads,
         "top_k": config.top_k,
     }
-    if view.span == "stream":
+    if view.is_chunked:
         from vidray.scoring.stream_stage import StreamStage
 
         stream = {"limits": config.limits, "num_videos": config.streams_per_worker(num_threads)}

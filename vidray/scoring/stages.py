@@ -71,7 +71,10 @@ DECODED_SCHEMA = pa.schema(
 PREDICTED_SCHEMA = pa.schema(
     [
         *(field for field in DECODED_SCHEMA if field.name != "views"),
-        *(PREDICTION_SCHEMA.field(name) for name in ("label", "score", "top_k", "timeline", "num_views", "scored_at")),
+        *(
+            PREDICTION_SCHEMA.field(name)
+            for name in ("label", "score", "top_k", "timeline", "segments", "num_views", "scored_at")
+        ),
         *(
             STAGE_SCHEMA.field(name)
             for name in ("predict_seconds", "predictor", "predict_started_at", "predict_ended_at")

@@ -1,4 +1,4 @@
-"""Chunks of many videos in, the scores so far out: one stream network on one device. Plain torch, no Ray.
+"""Streams: chunks of many videos in, the scores so far out.
 
 Every video has a state of its own, so videos of any length and at any frame can share a batch, and one that ends or
 fails takes nothing with it.
@@ -6,11 +6,8 @@ fails takes nothing with it.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,18 +15,12 @@ import numpy as np
 from vidray.checkpoints.checkpoint import Checkpoint
 from vidray.errors import VideoError
 from vidray.models.families import require_stream
-from vidray.models.predict import aggregate, normalise, top_k
-from vidray.models.processors import check_view
-from vidray.scoring.predictor import (
-    DTYPES,
-    MAX_MESSAGE,
-    Precision,
-    choose_device,
-    choose_precision,
-    device_lost,
-    load_network,
-)
+from vidray.models.predict import normalise
+from vidray.scoring.batching import NO_FRAME, BatchingPredictor, Request, VideoScores
+from vidray.scoring.predictor import Precision, choose_device
+from vidray.scoring.stages import score_columns
 from vidray.types import Status, ViewConfig
+from vidray.video.sampling import Chunk
 
 import torch  # isort: skip  # after the predictor, which tells its threads how to wait
 
@@ -50,25 +41,50 @@ class Step:
     """The video's share of the time on the device."""
 
 
-@dataclass(kw_only=True, slots=True, eq=False)  # one is itself and no other: arrays have no answer to ==
-class _Request:
-    frames: np.ndarray
-    """(T, H, W, C) uint8."""
-    state: Any
-    answer: Future[Step] = field(default_factory=Future)
+class StreamScores(VideoScores):
+    """A stream: the same few things after an hour as after a second, but for the timeline."""
+
+    def __init__(self, predictor: StreamPredictor) -> None:
+        self._predictor, self._view = predictor, predictor.view
+        self._last: Step | None = None
+        self._num_frames, self._seconds = 0, 0.0
+        self._timeline: list[dict[str, Any]] = []
+
+    def add(self, chunk: Chunk, frames_THWC: np.ndarray) -> None:
+        self._last = self._predictor.step(frames_THWC, self._last and self._last.state)
+        self._seconds += self._last.seconds
+        self._num_frames += len(frames_THWC)
+        # What ends with the video, or is cut off by its end, is noted when the video has ended.
+        if chunk.end_seconds is not None and len(frames_THWC) == chunk.num_frames:
+            end_seconds = float(chunk.end_seconds)
+            if end_seconds < (self.info.duration_seconds or 0):
+                self._note(self._last, end_seconds)
+
+    def _note(self, step: Step, end_seconds: float) -> None:
+        ((label, score),) = self._predictor.best(step.logits[None], k=1)
+        self._timeline.append({"end_seconds": end_seconds, "label": label, "score": score})
+
+    def columns(self) -> dict[str, Any]:
+        if self._last is None:
+            raise VideoError(Status.DECODER_CRASHED, NO_FRAME)
+        best = self._predictor.best(self._last.logits[None])
+        # Where the last frame ends: with the video, or earlier where the rest of it did not decode.
+        end_seconds = min(self.info.duration_seconds or 0.0, float(self._num_frames * self._view.frame_seconds))
+        has_timeline = self._view.timeline_seconds is not None
+        if has_timeline and (not self._timeline or end_seconds > self._timeline[-1]["end_seconds"]):
+            self._note(self._last, end_seconds)
+        timeline = self._timeline if has_timeline else None
+        return {**score_columns(best), "timeline": timeline, "num_views": 1, "predict_seconds": self._seconds}
 
 
-class StreamPredictor:
-    """Scores streams with a checkpoint. ``step`` is for many threads at once, one per video: what they bring while the
-    network is busy goes through it together.
+class StreamPredictor(BatchingPredictor):
+    """Scores streams with a checkpoint. ``step`` is for many threads at once, one per video.
 
     Args:
         view: the effective view config, with ``span="stream"``.
-        device: ``"auto"`` (CUDA if there is one, else the CPU) or any torch device.
-        precision: see ``choose_precision``.
         max_videos: in one batch.
         num_threads: CPU threads, for the whole process; each runs batches of its own.
-        top_k: how many labels ``best`` returns.
+        device, precision, top_k: as `BatchingPredictor`.
 
     Raises:
         UsageError: the checkpoint cannot be loaded, cannot stream, or the device is not there.
@@ -86,21 +102,19 @@ class StreamPredictor:
         top_k: int = 5,
     ) -> None:
         require_stream(checkpoint.family, checkpoint.config)
-        check_view(view, config=checkpoint.config, family=checkpoint.family)
-        self.checkpoint, self.view = checkpoint, view
-        self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
-        self._dtype, self._top_k, self._max_videos = DTYPES[self.precision], top_k, max_videos
-        on_cpu = self.device.type == "cpu"
-        num_lanes = num_threads or 1 if on_cpu else 1
-        if num_threads is not None:
-            torch.set_num_threads(1 if num_lanes > 1 else num_threads)
-        self._max_frames = _CPU_FRAMES if on_cpu else max_videos * view.num_frames
-        self._model: Any = load_network(checkpoint, dtype=self._dtype, device=self.device)
-        self._waiting: deque[_Request] = deque()
-        self._has_news = threading.Condition()
-        for lane in range(num_lanes):
-            threading.Thread(target=self._serve, name=f"vidray-predict-{lane}", daemon=True).start()
+        chosen = choose_device(device)
+        on_cpu = chosen.type == "cpu"
+        super().__init__(
+            checkpoint,
+            view=view,
+            device=chosen,
+            precision=precision,
+            max_videos=max_videos,
+            max_frames=_CPU_FRAMES if on_cpu else max_videos * view.num_frames,
+            num_lanes=num_threads or 1 if on_cpu else 1,
+            num_threads=num_threads,
+            top_k=top_k,
+        )
 
     def step(self, frames_THWC: np.ndarray, state: Any = None) -> Step:
         """The next frames of one video, uint8 (T, H, W, C), T at least 1; ``state``: of its last step, None at first.
@@ -108,67 +122,13 @@ class StreamPredictor:
         Raises:
             VideoError: MODEL_ERROR; the others in the batch have their answers.
         """
-        request = _Request(frames=frames_THWC, state=state)
-        with self._has_news:
-            self._waiting.append(request)
-            self._has_news.notify()
-        return request.answer.result()
+        return self.ask(frames_THWC, state).result()
 
-    def best(self, logits_C: torch.Tensor, *, k: int | None = None) -> tuple[tuple[str, float], ...]:
-        """The best (label, score), best first: ``top_k`` of them, or ``k``.
-
-        Raises:
-            VideoError: MODEL_ERROR if the logits are not finite.
-        """
-        if not torch.isfinite(logits_C).all():
-            raise VideoError(Status.MODEL_ERROR, f"the model's logits are not finite in {self.precision}")
-        problem_type = self.checkpoint.meta.problem_type
-        scores_C = aggregate(logits_C[None], aggregation=self.view.aggregation, problem_type=problem_type)
-        return top_k(scores_C, labels=self.checkpoint.labels, k=k or self._top_k)
-
-    def _serve(self) -> None:
-        """A lane's life: it ends with the process."""
-        while True:
-            self._answer(self._take())
-
-    def _take(self) -> list[_Request]:
-        """The request that waits longest, with others of as many frames."""
-        with self._has_news:
-            self._has_news.wait_for(lambda: self._waiting)
-            num_frames = len(self._waiting[0].frames)
-            room = max(1, min(self._max_videos, self._max_frames // num_frames))
-            batch = [request for request in self._waiting if len(request.frames) == num_frames][:room]
-            for request in batch:
-                self._waiting.remove(request)
-        return batch
-
-    def _answer(self, batch: list[_Request]) -> None:
-        error = self._try(batch)
-        if error is None:
-            return
-        if isinstance(error, torch.OutOfMemoryError):
-            self._max_videos = max(1, len(batch) // 2)  # for good
-        lost = device_lost(error)
-        if lost is None and len(batch) > 1:
-            for request in batch:
-                self._answer([request])
-            return
-        answer = lost or VideoError(Status.MODEL_ERROR, f"{type(error).__name__}: {error}"[:MAX_MESSAGE])
-        for request in batch:
-            request.answer.set_exception(answer)
-
-    def _try(self, batch: list[_Request]) -> Exception | None:
-        """Answers the requests, or says why it cannot."""
-        try:
-            steps = self._forward(batch)
-        except Exception as error:
-            return error.with_traceback(None)  # whose frames would keep the failed batch's memory
-        for request, step in zip(batch, steps, strict=True):
-            request.answer.set_result(step)
-        return None
+    def begin(self) -> StreamScores:
+        return StreamScores(self)
 
     @torch.inference_mode()
-    def _forward(self, batch: list[_Request]) -> list[Step]:
+    def _forward(self, batch: list[Request]) -> list[Step]:
         started = time.perf_counter()
         frames_NTHWC = torch.from_numpy(np.stack([request.frames for request in batch])).to(self.device)
         pixels_NTCHW = normalise(frames_NTHWC, view=self.view, dtype=self._dtype)

@@ -1,8 +1,9 @@
-"""The stage of a streaming score run: plan rows in, prediction rows out. Each worker of a runner keeps one.
+"""The stage of a score run that sees whole videos, chunk by chunk (``--streaming``, ``--segments``): plan rows in,
+prediction rows out. Each worker of a runner keeps one.
 
 Fetching, decoding and predicting are one stage, because decoders and network take turns on each video: a chunk is
-decoded when the network is about to want it, and nothing but a state and two chunks of a video is ever in memory beside
-the bytes of its file. Each video has a thread, which fetches it, asks a sandbox for chunks and waits for their scores.
+decoded when the network is about to want it, and beside the bytes of its file only a few chunks of a video are ever in
+memory. Each video has a thread, which fetches it, asks a sandbox for chunks and waits for their scores.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from vidray.cpu_tuning import memory_bytes
@@ -30,16 +29,17 @@ from vidray.scoring.stages import (
     failure_columns,
     info_columns,
     sandbox_columns,
-    score_columns,
     worker_name,
 )
 from vidray.storage.fetch import fetch
-from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
-from vidray.video.sampling import Chunk, stream_chunks
+from vidray.types import Limits, Status, VideoRef, ViewConfig
+from vidray.video.sampling import stream_chunks
 
 if TYPE_CHECKING:
     from vidray.checkpoints.checkpoint import Checkpoint
     from vidray.scoring.config import Device, Precision
+    from vidray.scoring.segment_predictor import SegmentPredictor
+    from vidray.scoring.stream_predictor import StreamPredictor
 
 
 class StreamStage:
@@ -67,9 +67,7 @@ class StreamStage:
             self._sandboxes.put((number, sandbox))
         self._threads = ThreadPoolExecutor(num_videos, thread_name_prefix="vidray-stream")
         self._budget = ByteBudget(fetch_memory_bytes or memory_bytes() // 8)
-        from vidray.scoring.stream_predictor import StreamPredictor  # torch: only in the process that predicts
-
-        self._predictor = StreamPredictor(
+        self._predictor = _predictor_class(view)(
             checkpoint,
             view=view,
             device=device,
@@ -104,15 +102,24 @@ class StreamStage:
         return row | result | sandbox_columns(sandbox)
 
     def _watch(self, sandbox: Sandbox, ref: VideoRef, row: dict[str, Any]) -> dict[str, Any]:
-        stream = _Stream(view=self._view)
+        scores, started_at = self._predictor.begin(), 0.0
         # The object's bytes are passed on and not kept here: the sandbox lets go of them when the child has them.
         chunks = sandbox.stream(self._fetch(ref, row))
         with contextlib.closing(chunks):
             for chunk, (frames_THWC, info) in zip(stream_chunks(self._view), chunks, strict=False):
-                stream.info = info
+                scores.info = info
                 if len(frames_THWC):
-                    self._step(stream, chunk, frames_THWC)
-        return self._finished(stream)
+                    started_at = started_at or time.time()
+                    scores.add(chunk, frames_THWC)
+        return {
+            **scores.columns(),
+            **info_columns(scores.info),
+            "status": Status.OK.value,
+            "scored_at": _now(),
+            "predictor": self._name,
+            "predict_started_at": started_at,
+            "predict_ended_at": time.time(),
+        }
 
     def _fetch(self, ref: VideoRef, row: dict[str, Any]) -> bytes:
         started = time.perf_counter()
@@ -123,65 +130,16 @@ class StreamStage:
         row["size_bytes"] = len(data)
         return data
 
-    def _step(self, stream: _Stream, chunk: Chunk, frames_THWC: np.ndarray) -> None:
-        stream.started_at = stream.started_at or time.time()
-        step = self._predictor.step(frames_THWC, stream.state)
-        stream.state, stream.logits = step.state, step.logits
-        stream.predict_seconds += step.seconds
-        stream.num_frames += len(frames_THWC)
-        # What ends with the video, or is cut off by its end, is noted when the video has ended.
-        if chunk.end_seconds is not None and len(frames_THWC) == chunk.num_frames:
-            end_seconds = float(chunk.end_seconds)
-            if end_seconds < (stream.info.duration_seconds or 0):
-                self._note(stream, end_seconds)
 
-    def _note(self, stream: _Stream, end_seconds: float) -> None:
-        ((label, score),) = self._predictor.best(stream.logits, k=1)
-        stream.timeline.append({"end_seconds": end_seconds, "label": label, "score": score})
+def _predictor_class(view: ViewConfig) -> type[StreamPredictor] | type[SegmentPredictor]:
+    """Imports torch, which only the process that predicts has."""
+    if view.span == "segments":
+        from vidray.scoring.segment_predictor import SegmentPredictor
 
-    def _finished(self, stream: _Stream) -> dict[str, Any]:
-        if stream.logits is None:
-            raise VideoError(Status.DECODER_CRASHED, "the decoder gave neither a frame nor a reason")
-        best = self._predictor.best(stream.logits)
-        if self._view.timeline_seconds is not None and stream.end_seconds > stream.noted_seconds:
-            self._note(stream, stream.end_seconds)
-        return {
-            **info_columns(stream.info),
-            **score_columns(best),
-            "status": Status.OK.value,
-            "timeline": None if self._view.timeline_seconds is None else stream.timeline,
-            "num_views": 1,
-            "scored_at": _now(),
-            "predictor": self._name,
-            "predict_seconds": stream.predict_seconds,
-            "predict_started_at": stream.started_at,
-            "predict_ended_at": time.time(),
-        }
+        return SegmentPredictor
+    from vidray.scoring.stream_predictor import StreamPredictor
 
-
-@dataclass(kw_only=True, slots=True)
-class _Stream:
-    """What is known of a video so far: the same few things after an hour as after a second, but for the timeline."""
-
-    view: ViewConfig
-    state: Any = None
-    logits: Any = None
-    """(num_labels,) of all frames so far; None before the first."""
-    info: VideoInfo = field(default_factory=VideoInfo)
-    num_frames: int = 0
-    timeline: list[dict[str, Any]] = field(default_factory=list)
-    started_at: float = 0.0
-    predict_seconds: float = 0.0
-
-    @property
-    def end_seconds(self) -> float:
-        """Where the last frame ends: with the video, or earlier where the rest of it did not decode."""
-        return min(self.info.duration_seconds or 0.0, float(self.num_frames * self.view.frame_seconds))
-
-    @property
-    def noted_seconds(self) -> float:
-        """The last entry's end."""
-        return self.timeline[-1]["end_seconds"] if self.timeline else -1.0
+    return StreamPredictor
 
 
 class ByteBudget:

@@ -255,6 +255,19 @@ class VideoDecoder:
         self._num_decoded = selector.num_decoded
         return clips
 
+    def windows(self, spans: Sequence[ClipSpan], *, num_frames: int, convert: Convert) -> Iterator[list[Picture]]:
+        """The pictures that `sample` gives, span after span. The spans are sorted by start; each frame is decoded once.
+        ``info`` counts the frames of all spans, those decoded so far.
+
+        Raises:
+            VideoError: CORRUPT if no frame decodes, UNSUPPORTED if frames cannot be converted.
+        """
+        selector = Selector(self, num_frames=num_frames, convert=lambda frame: self._picture(frame, convert))
+        for clip in selector.stream([self._bounds(s.start_seconds, s.end_seconds) for s in spans]):
+            self._num_expected = selector.num_expected + self._num_missing()
+            self._num_decoded = selector.num_decoded
+            yield clip.pictures
+
     def stream(self, view: ViewConfig, *, convert: Convert) -> Iterator[Picture]:
         """The picture on screen at 0, ``view.stride / 30`` s, twice that, and so on: the whole video, one by one.
 

@@ -7,8 +7,11 @@ knowing their frames. Pictures of kept frames are all that is held in memory. Kn
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +22,11 @@ from vidray.video.packet_index import Bounds, Run, Timeline, choose, occupied
 
 MAX_PASSES = 4
 """Prediction; correction; correction where a span turned out empty; one to spare. Skipping comes before."""
+
+_NEVER = 2**63 - 1
+"""After all packets and pts."""
+_SPANS_AT_ONCE = 16
+"""Of a long video whose frames are not those that its packets announce."""
 
 Convert = Callable[[Any], np.ndarray]
 """Makes a picture of a frame. It must not keep the frame, whose memory is large."""
@@ -98,6 +106,35 @@ class FrameSource(Protocol):
         """
 
 
+@dataclass(slots=True)
+class _OpenSpan:
+    """A span whose frames are being decoded."""
+
+    bounds: Bounds
+    chosen: list[int]
+    """pts of its frames, as predicted."""
+    seen: set[int] = field(default_factory=set)
+    last_packet: int = -1
+    """Until this packet is fed, frames of the span may come."""
+
+    @property
+    def seen_pts(self) -> np.ndarray:
+        return np.array(sorted(self.seen), dtype=np.int64)
+
+
+class _Counter:
+    """Counts the frames of spans that overlap, sorted by start, each once."""
+
+    def __init__(self) -> None:
+        self._total, self._reached = 0, -math.inf
+
+    def add(self, pts: np.ndarray, end: int) -> int:
+        """The frames so far, with those of a span that ends before ``end``."""
+        self._total += int((pts >= self._reached).sum())
+        self._reached = max(self._reached, end)
+        return self._total
+
+
 class Selector:
     """Samples all spans of one video. ``num_expected`` and ``num_decoded`` count the frames in them afterwards."""
 
@@ -110,6 +147,8 @@ class Selector:
         self._pictures: dict[int, np.ndarray] = {}
         self.num_expected = 0
         self.num_decoded = 0
+        self.decoded_pts = np.zeros(0, np.int64)
+        """The distinct pts of those decoded, sorted, after `sample`."""
 
     def sample(self, asked: Sequence[Bounds]) -> list[SampledClip]:
         """The clips of these spans. A span in which no frame begins shows the frame before it, as a player would.
@@ -132,6 +171,66 @@ class Selector:
                 actual = self._choose([decodable] * len(bounds), bounds)
             chosen = actual
         raise VideoError(Status.CORRUPT, "frames decode differently each time")
+
+    def stream(self, asked: Sequence[Bounds]) -> Iterator[SampledClip]:
+        """The clips of these spans, sorted by start, as `sample` gives them, each when its last frame is decoded.
+
+        Each frame is decoded once, and only pictures of unfinished spans are held. From a span on whose frames are not
+        those that were predicted, the spans are sampled a few at a time.
+
+        Raises:
+            VideoError: CORRUPT if no frame decodes.
+        """
+        bounds = [occupied(b, self._timeline.frame_pts) for b in asked]
+        self.num_expected = len(np.unique(np.concatenate([self._timeline.between(b) for b in bounds])))
+        counted = _Counter()
+        num_done = 0
+        for skips in (True, False) if self._source.may_skip else (False,):
+            for span in self._predicted(bounds[num_done:], skips=skips):
+                num_done += 1
+                decoded = self._timeline.between(span.bounds) if skips else span.seen_pts
+                self.num_decoded = counted.add(decoded, span.bounds[1])
+                yield SampledClip(pts=span.chosen, pictures=[self._pictures[pts] for pts in span.chosen])
+            self._pictures.clear()
+        for start in range(num_done, len(asked), _SPANS_AT_ONCE):
+            few = Selector(self._source, num_frames=self._num_frames, convert=self._convert)
+            clips = few.sample(asked[start : start + _SPANS_AT_ONCE])
+            self.num_decoded = counted.add(few.decoded_pts, bounds[start : start + _SPANS_AT_ONCE][-1][1])
+            self.num_expected = max(self.num_expected, self.num_decoded)
+            yield from clips
+
+    def _predicted(self, bounds: Sequence[Bounds], *, skips: bool) -> Iterator[_OpenSpan]:
+        """The spans, each when its frames are decoded, up to the first whose frames are not as predicted. Pictures of
+        the last one are there until the next is asked for."""
+        source, timeline = self._source, self._timeline
+        source.is_doubtful = False
+        chosen = self._choose([timeline.frame_pts] * len(bounds), bounds)
+        needed = {pts for clip in chosen for pts in clip} if skips else None
+        upcoming, waiting = deque(zip(bounds, chosen, strict=True)), deque[_OpenSpan]()
+        if not upcoming:
+            return
+        frames = source.decoded(timeline.landing(bounds[0][0]), needed)
+        for packet, pts, frame in itertools.chain(frames, [(_NEVER, _NEVER, None)]):
+            while upcoming and upcoming[0][0][0] <= pts:
+                span = _OpenSpan(*upcoming.popleft())
+                span.last_packet = -1 if source.stops_early else timeline.last_before(span.bounds[1])
+                waiting.append(span)
+            for span in waiting:
+                if span.bounds[0] <= pts < span.bounds[1]:
+                    span.seen.add(pts)
+                    if pts in span.chosen and pts not in self._pictures:
+                        self._pictures[pts] = self._convert(frame)
+            while waiting and pts >= waiting[0].bounds[1] and packet >= waiting[0].last_packet:
+                span = waiting[0]
+                if skips:  # as in `sample`
+                    is_as_predicted = not source.is_doubtful and span.seen.issuperset(span.chosen)
+                else:
+                    is_as_predicted = choose(span.seen_pts, span.bounds, self._num_frames) == span.chosen
+                if not is_as_predicted:
+                    return
+                yield waiting.popleft()
+                first = waiting[0].bounds[0] if waiting else pts
+                self._pictures = {at: picture for at, picture in self._pictures.items() if at >= first}
 
     def _choose(self, frame_pts: Sequence[np.ndarray], bounds: Sequence[Bounds]) -> list[list[int]]:
         return [choose(pts, b, self._num_frames) for pts, b in zip(frame_pts, bounds, strict=True)]
@@ -198,6 +297,7 @@ class Selector:
         self, chosen: Sequence[list[int]], bounds: Sequence[Bounds], seen: Sequence[np.ndarray]
     ) -> list[SampledClip]:
         expected = np.unique(np.concatenate([self._timeline.between(b) for b in bounds]))
-        self.num_decoded = len(np.unique(np.concatenate(seen)))
+        self.decoded_pts = np.unique(np.concatenate(seen))
+        self.num_decoded = len(self.decoded_pts)
         self.num_expected = max(len(expected), self.num_decoded)
         return [SampledClip(pts=clip, pictures=[self._pictures[pts] for pts in clip]) for clip in chosen]

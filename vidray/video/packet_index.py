@@ -53,6 +53,8 @@ class Timeline:
     keeps_packets: bool = True
     """False: only what is counted and compared is kept, a few numbers however long the video. Then no frame can be
     looked up, only decoding from the start makes sense."""
+    least_pts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(P,) int64: the smallest pts of each packet and those behind it, which never falls. Complete after ``finish``."""
     num_untimed: int = 0
     """Packets without pts. A few (the first ones after a cut, which cannot be decoded) promise no frame."""
     frame_pts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -93,6 +95,9 @@ class Timeline:
             self.last_pts = self.ends - self.default_duration
             self.keys, self.key_pts = [], []  # counting needs the first frame
         self.frame_pts = np.unique(np.array(self.shown, dtype=np.int64))
+        never = np.iinfo(np.int64).max
+        pts = np.array([never if pts is None else pts for pts in self.packet_pts], dtype=np.int64)
+        self.least_pts = np.minimum.accumulate(pts[::-1])[::-1]
         # A key frame is only found by time if those before it are earlier; bisecting needs that too.
         self.key_pts = np.maximum.accumulate(np.array(self.key_pts or [0], dtype=np.int64)).tolist()
 
@@ -111,11 +116,7 @@ class Timeline:
         """The last packet whose frame is shown before ``end_pts``; -1: none."""
         if not self.is_timed:
             return end_pts // self.default_duration - 1
-        for index in range(len(self.packet_pts) - 1, -1, -1):
-            pts = self.packet_pts[index]
-            if pts is not None and pts < end_pts:
-                return index
-        return -1
+        return int(np.searchsorted(self.least_pts, end_pts, side="left")) - 1
 
     def runs(self, bounds: Sequence[Bounds]) -> list[Run]:
         """Which spans to decode together: those that begin in what the ones before them decode anyway."""

@@ -6,7 +6,8 @@ A clip's frames are chosen in two steps, both as in PyTorchVideo 0.1.5:
 2. of these, ``num_frames`` evenly spaced ones, the first and the last included (``UniformTemporalSubsample``):
    ``subsample_indices``. Fewer frames than asked for are repeated.
 
-A stream is another thing: the frame on screen every ``stride / 30`` seconds of the whole video, in chunks.
+A stream is another thing: the frame on screen every ``stride / 30`` seconds of the whole video, in chunks. Segments are
+clips again, window after window over the whole video.
 """
 
 from __future__ import annotations
@@ -50,6 +51,37 @@ def spread_spans(*, duration_seconds: Fraction, view: ViewConfig) -> list[ClipSp
     slack = duration - length
     starts = [slack / 2] if view.num_clips == 1 else [slack * i / (view.num_clips - 1) for i in range(view.num_clips)]
     return [ClipSpan(index=i, start_seconds=s, end_seconds=s + length) for i, s in enumerate(starts)]
+
+
+def segment_spans(*, duration_seconds: Fraction, view: ViewConfig) -> Iterator[ClipSpan]:
+    """The windows of a video, from its start on, in order: every ``view.segment_step`` one of ``view.segment_length``.
+
+    ::
+
+        |-- 0 --|-- 1 --|-- 2 --|
+                           |-- 3 --|      the last ends with the video, if that is not where a window ends anyway
+        |---------- video ---------|      a video that is shorter than a window is one window
+
+    Raises:
+        ValueError: the duration is not positive.
+    """
+    duration = Fraction(duration_seconds)
+    if duration <= 0:
+        raise ValueError(f"a video's duration must be positive, got {duration} s")
+    length = min(view.segment_length, duration)
+    for index in itertools.count():
+        start = index * view.segment_step
+        if start + length >= duration:
+            yield ClipSpan(index=index, start_seconds=duration - length, end_seconds=duration)
+            return
+        yield ClipSpan(index=index, start_seconds=start, end_seconds=start + length)
+
+
+def most_frames(*, duration_seconds: float, view: ViewConfig) -> int:
+    """How many pictures all chunks of a video of this length have together, at most."""
+    if view.span == "segments":
+        return view.num_frames * (math.ceil(duration_seconds / view.segment_step) + 1)
+    return math.ceil(duration_seconds / view.frame_seconds)
 
 
 def random_span(*, duration_seconds: Fraction, view: ViewConfig, seed: int) -> ClipSpan:

@@ -21,7 +21,7 @@ from vidray.video.frame_selector import Convert
 from vidray.video.packet_index import choose, occupied
 from vidray.video.pytorchvideo_clips import sample_clips
 from vidray.video.random_crops import ClipDraw
-from vidray.video.sampling import pts_bounds, random_span, spans_within, spread_spans, stream_chunks
+from vidray.video.sampling import pts_bounds, random_span, segment_spans, spans_within, spread_spans, stream_chunks
 
 
 def decode_views(
@@ -104,17 +104,20 @@ def stream_views(
     """Decodes a video chunk by chunk (``sampling.stream_chunks``), each when it is asked for.
 
     Args:
-        view: with ``span="stream"``.
+        view: with ``span="stream"``, or ``"segments"``: then each window is a chunk.
         out: uint8 of ``view.views_shape``: every chunk is written to the start of its one clip.
 
     Yields:
         How many frames the chunk has, and what was found out so far. The last one has fewer than ``stream_chunks``
-        says, perhaps none.
+        says, perhaps none (of segments, none).
 
     Raises:
         VideoError: TOO_LARGE, UNSUPPORTED, NO_VIDEO or CORRUPT, with the first chunk; UNSUPPORTED also later.
     """
     frames_THWC = out[0]
+    if view.span == "segments":
+        yield from _segments(file, view=view, limits=limits, out_THWC=frames_THWC)
+        return
     with VideoDecoder(file, limits, video_stream=view.video_stream, is_streamed=True) as decoder:
         pictures = decoder.stream(view, convert=view_crops(view, pixel_aspect=_aspect(decoder, view)))
         for chunk in stream_chunks(view):
@@ -125,6 +128,19 @@ def stream_views(
             yield num_frames, decoder.info
             if num_frames < chunk.num_frames:
                 return
+
+
+def _segments(
+    file: bytes | SeekableFile, *, view: ViewConfig, limits: Limits, out_THWC: np.ndarray
+) -> Iterator[tuple[int, VideoInfo]]:
+    with VideoDecoder(file, limits, video_stream=view.video_stream) as decoder:
+        spans = list(segment_spans(duration_seconds=decoder.duration, view=view))
+        convert = view_crops(view, pixel_aspect=_aspect(decoder, view))
+        for pictures in decoder.windows(spans, num_frames=view.num_frames, convert=convert):
+            for t, crops in enumerate(pictures):
+                out_THWC[t] = crops[0]
+            yield view.num_frames, decoder.info
+        yield 0, decoder.info
 
 
 def _aspect(decoder: VideoDecoder, view: ViewConfig) -> float:

@@ -80,7 +80,7 @@ def make_layout(
     num_workers = min(_num_workers(config, num_cpus=num_cpus, num_gpus=len(gpus), on_gpu=on_gpu), max(1, num_rows))
     threads = None if on_gpu else max(1, num_cpus // num_workers)
     chosen: tuple[str | None, ...] = gpus[:num_workers] if on_gpu else (None,) * num_workers
-    if view.span == "stream":
+    if view.is_chunked:
         num_videos = config.streams_per_worker(threads)
         return LocalLayout(
             gpus=chosen,

@@ -67,7 +67,7 @@ def make_layout(config: ScoreConfig, view: ViewConfig, cluster: Cluster, *, num_
         raise UsageError("--precision fp16 needs a GPU; on a CPU take fp32 or bf16")
     threads = None if on_gpu else _threads_per_predictor(config, cluster)
     predict = _predict_pool(config, cluster, threads=threads)
-    if view.span == "stream":
+    if view.is_chunked:
         return _stream_layout(config, predict, cluster, num_rows=num_rows, threads=threads)
     decode = _decode_pool(config, cluster, on_gpu=on_gpu)
     _check_fits(decode, predict, cluster)

@@ -1,0 +1,129 @@
+"""Segments: windows of many videos in, the logits of each out. For every family; each window is a clip by itself."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vidray.checkpoints.checkpoint import Checkpoint
+from vidray.errors import VideoError
+from vidray.models.predict import forward_views
+from vidray.scoring.batching import NO_FRAME, BatchingPredictor, Request, VideoScores
+from vidray.scoring.predictor import Precision, choose_device, default_batch_size
+from vidray.scoring.stages import score_columns
+from vidray.types import Status, ViewConfig
+from vidray.video.sampling import Chunk
+
+import torch  # isort: skip  # after the predictor, which tells its threads how to wait
+
+_WINDOWS_AHEAD = 4
+"""Of one video, that wait for the network. More would fill its batches when few videos are left, and memory always."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """What the network says of a window."""
+
+    logits: torch.Tensor
+    """(num_labels,) float32 on the CPU."""
+    seconds: float
+    """The window's share of the time on the device."""
+
+
+class SegmentScores(VideoScores):
+    """The windows of a video. Their logits are kept, since the row's own label is of all of them."""
+
+    def __init__(self, predictor: SegmentPredictor) -> None:
+        self._predictor, self._view = predictor, predictor.view
+        self._asked: deque[Future[Window]] = deque()
+        self._logits: list[torch.Tensor] = []
+        self._seconds = 0.0
+
+    def add(self, chunk: Chunk, frames_THWC: np.ndarray) -> None:
+        self._asked.append(self._predictor.ask(frames_THWC))
+        if len(self._asked) > _WINDOWS_AHEAD:
+            self._take()
+
+    def _take(self) -> None:
+        window = self._asked.popleft().result()
+        self._logits.append(window.logits)
+        self._seconds += window.seconds
+
+    def columns(self) -> dict[str, Any]:
+        while self._asked:
+            self._take()
+        if not self._logits:
+            raise VideoError(Status.DECODER_CRASHED, NO_FRAME)
+        segments = [
+            {"start_seconds": start, "end_seconds": end, **score_columns(self._predictor.best(logits[None]))}
+            for (start, end), logits in zip(self._times(), self._logits, strict=True)
+        ]
+        best = self._predictor.best(torch.stack(self._logits))
+        num_views = {"num_views": len(segments), "predict_seconds": self._seconds}
+        return {**score_columns(best), "segments": segments, **num_views}
+
+    def _times(self) -> Iterator[tuple[float, float]]:
+        """Start and end of each window, in seconds: the last one ends with the video."""
+        duration = self.info.duration_seconds or 0.0
+        for index in range(len(self._logits) - 1):
+            start = index * self._view.segment_step
+            yield float(start), float(start + self._view.segment_length)
+        yield max(0.0, duration - float(self._view.segment_length)), duration
+
+
+class SegmentPredictor(BatchingPredictor):
+    """Scores windows with a checkpoint.
+
+    Args:
+        view: the effective view config, with ``span="segments"``.
+        num_threads: CPU threads, for the whole process. Each runs batches of its own, except in networks of 3D
+            convolutions, where all share one.
+        device, precision, top_k: as `BatchingPredictor`.
+
+    Raises:
+        UsageError: the checkpoint cannot be loaded, or cannot take such windows, or the device is not there.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        view: ViewConfig,
+        device: str = "auto",
+        precision: Precision = "auto",
+        max_videos: int = 16,
+        num_threads: int | None = None,
+        top_k: int = 5,
+    ) -> None:
+        chosen = choose_device(device)
+        has_lanes = chosen.type == "cpu" and checkpoint.family.batches_side_by_side
+        max_windows = min(max_videos, default_batch_size(view, chosen))
+        super().__init__(
+            checkpoint,
+            view=view,
+            device=chosen,
+            precision=precision,
+            max_videos=max_windows,
+            max_frames=max_windows * view.num_frames,
+            num_lanes=num_threads or 1 if has_lanes else 1,
+            num_threads=num_threads,
+            top_k=top_k,
+        )
+
+    def begin(self) -> SegmentScores:
+        return SegmentScores(self)
+
+    @torch.inference_mode()
+    def _forward(self, batch: list[Request]) -> list[Window]:
+        started = time.perf_counter()
+        frames_NTHWC = torch.from_numpy(np.stack([request.frames for request in batch])).to(self.device)
+        family = self.checkpoint.family
+        logits_NC = forward_views(self._model, frames_NTHWC, family=family, view=self.view, dtype=self._dtype).cpu()
+        seconds = (time.perf_counter() - started) / len(batch)
+        return [Window(logits=logits, seconds=seconds) for logits in logits_NC]
