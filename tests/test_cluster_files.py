@@ -11,8 +11,9 @@ import yaml
 
 from vidray.checkpoints.new import NewConfig
 from vidray.cli.main import parse
+from vidray.results.moments import ExportConfig
 from vidray.scoring.config import ScoreConfig
-from vidray.training.config import TrainConfig
+from vidray.training.config import EvaluateConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,7 +42,7 @@ def test_links_and_flags_in_the_docs_exist(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert ((ROOT / page).parent / target).exists(), target
-    configs = (ScoreConfig, TrainConfig, NewConfig)
+    configs = (ScoreConfig, TrainConfig, EvaluateConfig, NewConfig, ExportConfig)
     fields = [*(name for config in configs for name in config.__dataclass_fields__), *limit_names()]
     flags = {name.replace("_", "-") for name in fields}
     others = {"working-dir", "help", "address"}

@@ -104,13 +104,13 @@ def evaluate(source: Place | Sequence[Place], model: Place, *, quiet: bool = Fal
     Raises:
         UsageError, RunError, TooManyFailuresError: as `score`.
     """
-    from vidray.training import job
+    from vidray.results.evaluation import evaluate as run_evaluation
     from vidray.training.config import EvaluateConfig
 
     config = make_config(EvaluateConfig, source=source, model=model, **options)
     log = _logger(quiet)
     prepare_process(config, on_wait=log)
-    return job.evaluate(config, log=log)
+    return run_evaluation(config, log=log)
 
 
 def load(model: Place, **options: Any) -> Classifier:
@@ -167,8 +167,9 @@ def _as_hinted(name: str, value: Any, hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         items = (value,) if isinstance(value, str) else value
         return tuple(os.fspath(item) if isinstance(item, os.PathLike) else item for item in items)
-    words = choices_of(hint)
-    require(not words or value is None or value in words.values(), flag_name(name), value, ", ".join(words.values()))
+    words, is_number = choices_of(hint), float in typing.get_args(hint) and isinstance(value, int | float)
+    allowed = not words or value is None or value in words.values() or is_number
+    require(allowed, flag_name(name), value, ", ".join(words.values()))
     return value
 
 

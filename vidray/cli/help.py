@@ -22,6 +22,10 @@ EXAMPLES = {
         "vidray score --config nightly.yaml --dry-run",
     ),
     "verify": ("vidray verify --output scores", "vidray verify --output s3://bucket/scores/"),
+    "export": (
+        "vidray export --output scores --to moments.csv",
+        "vidray export --output scores --format webvtt --to chapters --min-score 0.8",
+    ),
     "preview": (
         "vidray preview --source videos/ --model MCG-NJU/videomae-base",
         "vidray preview --source videos/ --model MCG-NJU/videomae-base --no-augmented --output preview.gif",

@@ -33,6 +33,7 @@ usage: vidray COMMAND [OPTIONS]
 commands:
   score       score every video of the sources: one row per video, resumable, only what is new
   verify      check an output: parts against plans and keys, row by row
+  export      write when something happens in each video: CSV, ActivityNet's JSON, chapters for a browser
   preview     show the clips that training or validation would see, as a contact sheet or an animation
   train       fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
   evaluate    evaluate a checkpoint on labelled videos
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "score": score,
         "verify": verify,
+        "export": export,
         "train": train,
         "evaluate": evaluate,
         "preview": preview,
@@ -138,6 +140,17 @@ def verify(arguments: list[str]) -> int:
     return 1 if result.problems else 0
 
 
+def export(arguments: list[str]) -> int:
+    """``vidray export``."""
+    from vidray.results.moments import ExportConfig
+    from vidray.results.moments import export as run_export
+
+    config = parse(ExportConfig, arguments, prog="vidray export")
+    text = run_export(config)
+    print(f"written to {config.to}\n" if text is None else text, end="")
+    return 0
+
+
 def preview(arguments: list[str]) -> int:
     """``vidray preview``."""
     from vidray.cli.preview import PreviewConfig, run_preview
@@ -165,10 +178,10 @@ def evaluate(arguments: list[str]) -> int:
     from vidray.training.config import EvaluateConfig
 
     config = parse(EvaluateConfig, arguments, prog="vidray evaluate")
-    from vidray.training import job
+    from vidray.results.evaluation import evaluate as run_evaluation
 
     log = Progress(out=sys.stdout).log
-    job.evaluate(config, log=log)
+    run_evaluation(config, log=log)
     log(f"next: vidray score --source VIDEOS --model {config.model} --output SCORES")
     return 0
 
@@ -228,6 +241,7 @@ def completion(arguments: list[str]) -> int:
     from vidray.cli.demo import DemoConfig
     from vidray.cli.preview import PreviewConfig
     from vidray.models.catalogue import ModelsConfig
+    from vidray.results.moments import ExportConfig
     from vidray.results.verify import VerifyConfig
     from vidray.training.config import EvaluateConfig, TrainConfig
 
@@ -240,7 +254,7 @@ def completion(arguments: list[str]) -> int:
     configs = {
         **{"score": ScoreConfig, "verify": VerifyConfig, "train": TrainConfig, "evaluate": EvaluateConfig},
         **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
-        **{"demo": DemoConfig, "completion": None},
+        **{"export": ExportConfig, "demo": DemoConfig, "completion": None},
     }
     print(completion_script(shell, configs), end="")
     return 0

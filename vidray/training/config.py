@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vidray.flags import VIEW_FLAGS, flag_name, override_view, parse_views, require, require_deadline
+from vidray.flags import VIEW_FLAGS, flag_name, override_view, parse_views, require, require_deadline, shown_as
 from vidray.storage.redaction import public_uri
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
 from vidray.types import Aggregation, DecoderName, Limits, Span, VideoStream, ViewConfig
@@ -321,7 +321,8 @@ class EvaluateConfig:
     list_labels: Literal["folder", "number"] | None = None
     """What is the label in a list of PATH NUMBER, where folders and numbers contradict each other."""
     output: str | None = None
-    """A folder for metrics.json and report/. Default: the figures are only printed."""
+    """A folder for metrics.json and report/, with --segments for metrics.json and the scores. Default: the figures are
+    only printed."""
     split: Literal["val", "train", "test", "all"] = "all"
     """Which part of the sources, where they have parts."""
     views: str | None = None
@@ -339,6 +340,13 @@ class EvaluateConfig:
     """Which stream of a file with several: `default` or `first`. Default: from the checkpoint."""
     decoder: DecoderName | None = None
     """What decodes: `vidray` or `pytorchvideo`. Default: from the checkpoint."""
+    segments: Annotated[float | Literal["clip"] | None, shown_as("SECONDS|clip")] = None
+    """Evaluate when something happens: the sources' labels have start and end, and the moments that windows of SECONDS
+    give are held against them (mAP at tIoU 0.3 to 0.7, as ActivityNet's); `clip`: windows as long as the model's."""
+    segment_stride: Annotated[float | None, shown_as("SECONDS")] = None
+    """From the start of a window to that of the next. Default: the length of a window."""
+    min_score: float = 0.5
+    """With --segments: leave out windows whose best label scores less."""
     device: Device = "auto"
     """Where the model runs."""
     precision: Precision = "auto"
@@ -365,6 +373,9 @@ class EvaluateConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, flag_name(name), value, "at least 1")
         require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")
+        require(0 <= self.min_score <= 1, "--min-score", self.min_score, "between 0 and 1")
+        stride = self.segment_stride
+        require(stride is None or self.segments is not None, "--segment-stride", stride, "a stride with --segments")
 
     def view(self, base: ViewConfig) -> ViewConfig:
         """The checkpoint's view config with what was asked for on the command line put in its place."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vidray.checkpoints.checkpoint import VIDRAY_FILE
 from vidray.cluster import named_cluster
@@ -17,6 +17,9 @@ from vidray.storage.lease import Lease, LeaseGuard
 from vidray.storage.store import Store
 from vidray.training.config import EvaluateConfig, TrainConfig
 from vidray.training.plan import TrainingPlan, prepare_output
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def train(config: TrainConfig, *, log: Callable[[str], None] = print) -> dict[str, Any]:
@@ -105,17 +108,26 @@ def evaluate(config: EvaluateConfig, *, log: Callable[[str], None] = print) -> d
     Raises UsageError, RunError or TooManyFailuresError.
     """
     from vidray.checkpoints.checkpoint import read_checkpoint
-    from vidray.sources.labels import LabelSource, load_for_evaluation
     from vidray.training.evaluate_job import evaluate_checkpoint
 
     checkpoint = read_checkpoint(config.model)
     store = None if config.output is None else Store(config.output)
     if store is not None:
         store.probe()
+    return evaluate_checkpoint(config, checkpoint, labelled_rows(config, checkpoint.labels), store, log=log)
+
+
+def labelled_rows(config: EvaluateConfig, labels: Sequence[str]) -> pa.Table:
+    """The labelled videos to evaluate on: rows of ``vidray.sources.labels``, at least one.
+
+    Raises UsageError for a label that the model does not have.
+    """
+    from vidray.sources.labels import LabelSource, load_for_evaluation
+
     source = LabelSource(source=config.source, video_root=config.video_root, list_labels=config.list_labels)
-    manifest = load_for_evaluation(source, checkpoint.labels)
+    manifest = load_for_evaluation(source, labels)
     table = manifest.table if config.split == "all" else manifest.rows_of(config.split)
     if table.num_rows == 0:
         counts = {split: manifest.count(split) for split in ("train", "val", "test")}
         raise UsageError(f"--split {config.split}: the sources have no such videos, but {counts}")
-    return evaluate_checkpoint(config, checkpoint, table, store, log=log)
+    return table
