@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks import decode, models, streaming
+from benchmarks import decode, models, segments, streaming
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,3 +47,8 @@ def test_videos_are_streamed(job, capfd):
     assert float(re.search(r"^alone ([\d.]+) frames/s$", "\n".join(lines), re.MULTILINE)[1]) > 0
     num_videos, seconds = re.search(r": (\d+) videos, (\d+) s of video", lines[-1]).groups()
     assert (int(num_videos), int(seconds)) == ((4, 4) if job == "clips" else (1, 6))
+
+
+def test_windows_are_timed_beside_whole_videos(clips, capsys):
+    segments.main(["--videos", str(clips), "--num-videos", "4", "--turns", "1"])
+    assert float(re.search(r"segments / whole: ([\d.]+) \(median of 1\)", capsys.readouterr().out)[1]) > 0

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -43,6 +44,10 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 """``attempts``: this one included. ``video_attempts``: of those before, the ones that speak against the video."""
+
+
+_LONG = 8
+"""Times the median size: an object so large may be as long as many others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +152,7 @@ def plan_fresh(
         retry_failed=config.retry_failed,
         max_attempts=config.max_attempts,
     )
-    rows = account.rows
+    rows = with_long_ones_early(account.rows)
     header = RunHeader(
         run_id=config.run_id or new_run_id(),
         source=tuple(map(public_uri, config.source)),
@@ -165,6 +170,21 @@ def plan_fresh(
         precision=precision,
     )
     return Plan(header=header, rows=rows.cast(PLAN_SCHEMA)), account
+
+
+def with_long_ones_early(rows: pa.Table) -> pa.Table:
+    """Objects of many times the usual size, largest first, spread over the first half of the run; all others in order.
+
+    A run would else wait at its end for the one long video that happened to come last.
+    """
+    sizes = pc.fill_null(rows["size_bytes"], 0).to_numpy()
+    is_long = sizes > _LONG * np.median(sizes) if len(sizes) and np.median(sizes) > 0 else np.zeros(len(sizes), bool)
+    places = np.empty(len(sizes))
+    places[~is_long] = np.linspace(0, 1, np.count_nonzero(~is_long), endpoint=False)
+    longs = np.flatnonzero(is_long)
+    places[longs[np.argsort(-sizes[longs], kind="stable")]] = np.linspace(0, 0.5, len(longs), endpoint=False)
+    dealt = rows.take(pa.array(np.lexsort((~is_long, places))))
+    return dealt.set_column(dealt.column_names.index(output.ROW), output.ROW, pa.array(np.arange(len(sizes))))
 
 
 def sample(listed: pa.Table, num_videos: int) -> pa.Table:
