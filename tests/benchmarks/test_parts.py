@@ -49,6 +49,7 @@ def test_videos_are_streamed(job, capfd):
     assert (int(num_videos), int(seconds)) == ((4, 4) if job == "clips" else (1, 6))
 
 
+@pytest.mark.long
 def test_windows_are_timed_beside_whole_videos(clips, capsys):
     segments.main(["--videos", str(clips), "--num-videos", "4", "--turns", "1"])
     assert float(re.search(r"segments / whole: ([\d.]+) \(median of 1\)", capsys.readouterr().out)[1]) > 0

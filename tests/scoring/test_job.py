@@ -46,6 +46,7 @@ def contents(output: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in paths}
 
 
+@runs.ON_RAY_LONG
 def test_nights_over_a_bucket_that_changes(tmp_path, model, runner):
     """New, changed, deleted and failed objects, a new model, other views: every night pays for just what is new."""
     videos, output = tmp_path / "videos", tmp_path / "out"

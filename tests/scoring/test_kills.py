@@ -180,6 +180,7 @@ def test_an_interrupted_run_leaves_nothing_broken_and_the_next_one_resumes(tmp_p
     runs.assert_each_once(output, uris)
 
 
+@runs.ON_RAY_LONG
 def test_a_row_that_is_lost_again_and_again_becomes_a_failed_row_that_says_why(tmp_path, model, runner):
     uris = runs.make_bucket(tmp_path / "videos", num_videos=16)
     stages = faulty_stages(victim="drops a row", state=tmp_path / "state")

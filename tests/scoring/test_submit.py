@@ -122,6 +122,7 @@ def test_ray_job_submit_scores_a_bucket_with_the_token_and_is_refused_without(cl
     assert len(runs.markers(tmp_path / "out")) == 1
 
 
+@pytest.mark.long
 def test_ray_job_submit_trains_on_two_workers_of_the_cluster(cluster, tmp_path):
     model = make_videomae(tmp_path / "model", initializer_range=0.02)
     for label in ("left", "right"):

@@ -96,6 +96,7 @@ def test_a_trainer_that_was_paused_for_longer_than_its_lease_writes_nothing_besi
     assert all(torch.equal(tensor, expected[name]) for name, tensor in mine.items())
 
 
+@pytest.mark.long
 def test_training_goes_on_without_its_mailbox(places, tmp_path):
     text = runs.finish(start(WITHOUT_MAILBOX, places, tmp_path / "out"))
     assert "the mailbox is gone" in text
