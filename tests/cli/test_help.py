@@ -14,6 +14,7 @@ from vidray.cli.main import parse
 from vidray.cli.preview import PreviewConfig
 from vidray.flags import known_flags
 from vidray.models.catalogue import ModelsConfig
+from vidray.results.similar import SimilarConfig
 from vidray.results.verify import VerifyConfig
 from vidray.scoring.config import ScoreConfig
 from vidray.training.config import EvaluateConfig, TrainConfig
@@ -21,6 +22,7 @@ from vidray.training.config import EvaluateConfig, TrainConfig
 COMMANDS = {
     "score": ScoreConfig,
     "verify": VerifyConfig,
+    "similar": SimilarConfig,
     "preview": PreviewConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,

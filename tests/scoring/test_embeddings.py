@@ -242,7 +242,7 @@ def views_of(checkpoint: Checkpoint, video: Path) -> np.ndarray:
     return decode_views(video.read_bytes(), view=view, limits=LIMITS)[0]
 
 
-def test_the_queries_of_the_docs_find_what_is_most_similar(tmp_path, model, videos) -> None:
+def test_the_queries_of_the_docs_find_what_is_most_similar(tmp_path, model, videos, capsys) -> None:
     score(videos[0].parent, model, tmp_path, embeddings=True, segments=0.8, views=None)
     text = (runs.ROOT / "docs/output.md").read_text()
     (current,) = re.findall(r"```sql\n-- current\n(SELECT \* EXCLUDE.*?)```", text, re.DOTALL)
@@ -261,6 +261,9 @@ def test_the_queries_of_the_docs_find_what_is_most_similar(tmp_path, model, vide
     expected = {uri: similarity(row["embedding"]) for uri, row in rows.items() if uri != str(videos[0])}
     assert dict(found) == pytest.approx(expected, abs=1e-5)
     assert [uri for uri, _ in found] == sorted(expected, key=expected.__getitem__, reverse=True)
+    assert cli(["similar", "--output", str(tmp_path), "--to", str(videos[0])]) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(uri, float(value)) for value, uri in printed] == [(uri, pytest.approx(s, abs=1e-4)) for uri, s in found]
     each = [similarity(segment["embedding"]) for row in rows.values() for segment in row["segments"]]
     assert [values[-1] for values in windows] == pytest.approx(sorted(each, reverse=True), abs=1e-5)
 

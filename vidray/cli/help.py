@@ -22,6 +22,10 @@ EXAMPLES = {
         "vidray score --config nightly.yaml --dry-run",
     ),
     "verify": ("vidray verify --output scores", "vidray verify --output s3://bucket/scores/"),
+    "similar": (
+        "vidray similar --output scores --to videos/a.mp4",
+        "vidray similar --output s3://bucket/scores/ --to s3://bucket/videos/a.mp4 --k 100",
+    ),
     "preview": (
         "vidray preview --source videos/ --model MCG-NJU/videomae-base",
         "vidray preview --source videos/ --model MCG-NJU/videomae-base --no-augmented --output preview.gif",

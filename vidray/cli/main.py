@@ -33,6 +33,7 @@ usage: vidray COMMAND [OPTIONS]
 commands:
   score       score every video of the sources: one row per video, resumable, only what is new
   verify      check an output: parts against plans and keys, row by row
+  similar     list the videos most like one of them, by their embeddings
   preview     show the clips that training or validation would see, as a contact sheet or an animation
   train       fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
   evaluate    evaluate a checkpoint on labelled videos
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "score": score,
         "verify": verify,
+        "similar": similar,
         "train": train,
         "evaluate": evaluate,
         "preview": preview,
@@ -136,6 +138,16 @@ def verify(arguments: list[str]) -> int:
     if result.problems:
         print("next: the vidray score command of this output, which does again what is lost")
     return 1 if result.problems else 0
+
+
+def similar(arguments: list[str]) -> int:
+    """``vidray similar``."""
+    from vidray.results.similar import SimilarConfig
+    from vidray.results.similar import similar as find_similar
+
+    for neighbour in find_similar(parse(SimilarConfig, arguments, prog="vidray similar")):
+        print(f"{neighbour.similarity:.4f} {neighbour.uri}")
+    return 0
 
 
 def preview(arguments: list[str]) -> int:
@@ -228,6 +240,7 @@ def completion(arguments: list[str]) -> int:
     from vidray.cli.demo import DemoConfig
     from vidray.cli.preview import PreviewConfig
     from vidray.models.catalogue import ModelsConfig
+    from vidray.results.similar import SimilarConfig
     from vidray.results.verify import VerifyConfig
     from vidray.training.config import EvaluateConfig, TrainConfig
 
@@ -238,7 +251,8 @@ def completion(arguments: list[str]) -> int:
     if shell not in SHELLS:
         raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")
     configs = {
-        **{"score": ScoreConfig, "verify": VerifyConfig, "train": TrainConfig, "evaluate": EvaluateConfig},
+        **{"score": ScoreConfig, "verify": VerifyConfig, "similar": SimilarConfig},
+        **{"train": TrainConfig, "evaluate": EvaluateConfig},
         **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
         **{"demo": DemoConfig, "completion": None},
     }
