@@ -24,9 +24,12 @@ from tests.support.checkpoints import TINY, make_family, make_stream, make_video
 from tests.support.closeness import FLOAT32_ROUNDING, assert_differs, assert_same
 from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from vidray.cli.main import main as cli
+from vidray.results.read import read
+from vidray.results.verify import VerifyConfig, verify
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import PREDICTION_SCHEMA
+from vidray.scoring.plan import default_rows_per_part
 from vidray.scoring.predictor import Predictor
 from vidray.scoring.stream_stage import StreamStage
 from vidray.types import TimeRange
@@ -235,11 +238,20 @@ def test_a_job_writes_embeddings_beside_the_scores_that_it_writes_without(tmp_pa
         for name in ("label", "score", "top_k", "view_config", "fingerprint"):
             assert mean[name] == unit[name] == plain[name]
     assert [row["embedding"] for row in rows if row["status"] != "ok"] == [None] * 3
+    assert verify(VerifyConfig(output=str(output))).problems == ()
+    current = read(str(output), columns=["uri", "embedding"])
+    assert [len(vector) for vector in current["embedding"].to_pylist() if vector] == [32] * 6
 
 
 def views_of(checkpoint: Checkpoint, video: Path) -> np.ndarray:
     view = dataclasses.replace(checkpoint.view, num_clips=2, num_crops=1)
     return decode_views(video.read_bytes(), view=view, limits=LIMITS)[0]
+
+
+def test_parts_are_small_where_each_window_has_an_embedding() -> None:
+    assert default_rows_per_part(10**6, chunked=True, embeddings=True) == 50
+    assert default_rows_per_part(10**6, chunked=True) == 500
+    assert default_rows_per_part(10**6, embeddings=True) == default_rows_per_part(10**6) == 4000
 
 
 def test_the_queries_of_the_docs_find_what_is_most_similar(tmp_path, model, videos, capsys) -> None:

@@ -55,6 +55,7 @@ HEADINGS: dict[str, dict[str, str]] = {
     "ScoreConfig": {
         "source": "What",
         "views": "How a video is seen",
+        "top_k": "What is kept of a video",
         "streaming": "Long videos, and when something happens in them",
         "device": "The model",
         "config": "The run",
