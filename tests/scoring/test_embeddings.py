@@ -130,6 +130,16 @@ def test_calls_from_many_threads_get_their_own_embeddings(model) -> None:
         assert_same(scores.embedding, alone, relative=FLOAT32_ROUNDING)
 
 
+def test_what_fills_a_padded_batch_is_in_no_embedding(model) -> None:
+    checkpoint = read_checkpoint(str(model))
+    predictor = Predictor(checkpoint, device="cpu", batch_size=5, embedding="mean")
+    batch = [make_video(checkpoint.view, num_views=views, seed=views) for views in (3, 1, 3)]
+    expected = [scores.embedding for scores in predictor.predict(batch)]
+    predictor._pads = True
+    for scores, embedding in zip(predictor.predict(batch), expected, strict=True):
+        assert_same(scores.embedding, embedding, relative=FLOAT32_ROUNDING)
+
+
 def test_a_video_that_the_network_cannot_score_has_no_embedding(model, monkeypatch) -> None:
     def poison(pixels: torch.Tensor, output: Any) -> Any:
         output.logits[:] = float("nan")

@@ -167,7 +167,8 @@ class Predictor:
         try:
             for batch, rows in zip(batches, prefetcher.stage(iter(batches)), strict=True):
                 logits = forward_views(self._model, rows, family=self._family, view=self.view, dtype=self._dtype)
-                results.append(_Found(logits[: len(batch)], self._tap.take() if self._tap else None))
+                features = self._tap.take()[: len(batch)] if self._tap else None
+                results.append(_Found(logits[: len(batch)], features))
         finally:
             prefetchers.put(prefetcher)
         return results
@@ -179,9 +180,8 @@ class Predictor:
         problem_type = self.checkpoint.meta.problem_type
         scores = aggregate(logits_VC, aggregation=self.view.aggregation, problem_type=problem_type)
         best = top_k(scores, labels=self.checkpoint.labels, k=self.top_k)
-        embedding = (
-            embed(found.features, kind=self.embedding) if self.embedding and found.features is not None else None
-        )
+        kind, features_VF = self.embedding, found.features
+        embedding = embed(features_VF, kind=kind) if kind and features_VF is not None else None
         return Scores(top_k=best, logits=logits_VC.numpy(), embedding=embedding)
 
 
