@@ -59,7 +59,7 @@ ORDER = {
         *("ranks", "step_timer", "layers", "optim", "mixing", "build"),
         *("background", "state", "position", "task", "checkpoint_writer", "loop"),
     ],
-    "results": ["read", "verify", "moments", "detection", "evaluation"],
+    "results": ["read", "verify", "similar", "moments", "detection", "evaluation"],
     "cli": ["help", "completion", "demo", "preview", "main"],
 }
 """The order within a package: a module imports only from those before it."""

@@ -18,6 +18,8 @@ DecoderName = Literal["vidray", "pytorchvideo"]
 VideoStream = Literal["default", "first"]
 ViewSpan = Literal["stride", "full", "stream", "segments"]
 Aggregation = Literal["prob", "score"]
+EmbeddingKind = Literal["mean", "unit"]
+"""``mean``: a video's embedding is the mean of its views' features; ``unit``: that mean, scaled to length 1."""
 
 REFERENCE_FPS = 30
 """A clip of ``num_frames`` at ``stride`` lasts ``num_frames * stride / 30`` seconds, whatever the video's own rate
@@ -350,5 +352,7 @@ class Scores:
     """(label, score), best first; empty if there is an error."""
     logits: np.ndarray | None = None
     """(V, num_labels) float32, clip-major as the views are; None if there is an error."""
+    embedding: np.ndarray | None = None
+    """(features,) float32, the mean over the views; None if none was asked for, or if there is an error."""
     error: str | None = None
     """Why there are no scores (status ``model_error``); None if all is well."""

@@ -15,6 +15,7 @@ from vidray.cli.preview import PreviewConfig
 from vidray.flags import known_flags
 from vidray.models.catalogue import ModelsConfig
 from vidray.results.moments import ExportConfig
+from vidray.results.similar import SimilarConfig
 from vidray.results.verify import VerifyConfig
 from vidray.scoring.config import ScoreConfig
 from vidray.training.config import EvaluateConfig, TrainConfig
@@ -23,6 +24,7 @@ COMMANDS = {
     "score": ScoreConfig,
     "verify": VerifyConfig,
     "export": ExportConfig,
+    "similar": SimilarConfig,
     "preview": PreviewConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.runs import ROOT
 from vidray.cli.main import main
 from vidray.models.catalogue import CATALOGUE, Entry, format_table
 from vidray.models.families import FAMILIES
@@ -38,6 +40,14 @@ def config_of(entry: Entry) -> dict[str, Any]:
     return CONFIGS.get(entry.variant, {"num_labels": 400})
 
 
+def documented_width(entry: Entry) -> int:
+    """How many numbers docs/output.md promises in an embedding."""
+    lines = re.findall(r"^\| (.*) \| (\d+) \|$", (ROOT / "docs/output.md").read_text(), re.MULTILINE)
+    named = [int(width) for names, width in lines if re.search(rf"{entry.family} .*\b{entry.variant}\b", names)]
+    rest = [int(width) for names, width in lines if re.search(rf"\ball (other )?{entry.family}\b", names)]
+    return (named + rest)[0]
+
+
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda entry: f"{entry.family}-{entry.variant}")
 def test_parameters_and_frames_are_those_of_the_network(entry: Entry) -> None:
     family = FAMILIES[entry.model_type]
@@ -48,6 +58,7 @@ def test_parameters_and_frames_are_those_of_the_network(entry: Entry) -> None:
     with torch.device("meta"):
         model = model_class(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == entry.num_parameters
+    assert model.get_submodule(family.head_name).in_features == documented_width(entry)
 
 
 def test_every_family_and_variant_is_listed() -> None:

@@ -365,7 +365,7 @@ def test_a_run_id_is_resumed_only_with_the_configuration_that_it_was_started_wit
     runs.make_bucket(videos, num_videos=2)
     score(videos, model, output, run_id="monday")
     assert score(videos, model, output, run_id="monday") == [], "finished"
-    with pytest.raises(UsageError, match="other model or views"):
+    with pytest.raises(UsageError, match="other model, views or embeddings"):
         score(videos, model, output, run_id="monday", views="2x1")
     with pytest.raises(UsageError, match="other sources"):
         score(tmp_path / "out", model, output, run_id="monday")

@@ -19,7 +19,7 @@ from vidray.checkpoints.resolve import resolve_checkpoint
 from vidray.errors import UsageError
 from vidray.models.families import Family, find_family
 from vidray.models.processors import PROCESSOR_FILES, check_view, pick_processor, read_view
-from vidray.types import ViewConfig
+from vidray.types import EmbeddingKind, ViewConfig
 
 if TYPE_CHECKING:
     import torch
@@ -126,11 +126,14 @@ def read_checkpoint(location: str, *, require_head: bool = True) -> Checkpoint:
     return Checkpoint(location=found.location, folder=str(folder), config=config, meta=meta, weights=seen)
 
 
-def result_key(fingerprint: str, view: ViewConfig, *, precision: str = "fp32") -> str:
-    """32 hex digits that change whenever scores could: with the checkpoint, with how videos become views, and with the
-    arithmetic where it is not fp32 (so that keys from before it counted stay)."""
-    texts = (_RESULT_KEY_SALT, fingerprint, view.to_json(), *([] if precision == "fp32" else [precision]))
-    text = "\n".join(texts)
+def result_key(
+    fingerprint: str, view: ViewConfig, *, precision: str = "fp32", embedding: EmbeddingKind | None = None
+) -> str:
+    """32 hex digits that change whenever results could: with the checkpoint, with how videos become views, with the
+    arithmetic where it is not fp32, and with the embeddings where there are some (so that keys from before these two
+    counted stay)."""
+    more = [*([] if precision == "fp32" else [precision]), *([] if embedding is None else [f"embedding {embedding}"])]
+    text = "\n".join((_RESULT_KEY_SALT, fingerprint, view.to_json(), *more))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -26,6 +26,10 @@ EXAMPLES = {
         "vidray export --output scores --to moments.csv",
         "vidray export --output scores --format webvtt --to chapters --min-score 0.8",
     ),
+    "similar": (
+        "vidray similar --output scores --to videos/a.mp4",
+        "vidray similar --output s3://bucket/scores/ --to s3://bucket/videos/a.mp4 --k 100",
+    ),
     "preview": (
         "vidray preview --source videos/ --model MCG-NJU/videomae-base",
         "vidray preview --source videos/ --model MCG-NJU/videomae-base --no-augmented --output preview.gif",
@@ -55,6 +59,7 @@ HEADINGS: dict[str, dict[str, str]] = {
     "ScoreConfig": {
         "source": "What",
         "views": "How a video is seen",
+        "top_k": "What is kept of a video",
         "streaming": "Long videos, and when something happens in them",
         "device": "The model",
         "config": "The run",

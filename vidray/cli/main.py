@@ -34,6 +34,7 @@ commands:
   score       score every video of the sources: one row per video, resumable, only what is new
   verify      check an output: parts against plans and keys, row by row
   export      write when something happens in each video: CSV, ActivityNet's JSON, chapters for a browser
+  similar     list the videos most like one of them, by their embeddings
   preview     show the clips that training or validation would see, as a contact sheet or an animation
   train       fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
   evaluate    evaluate a checkpoint on labelled videos
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "score": score,
         "verify": verify,
         "export": export,
+        "similar": similar,
         "train": train,
         "evaluate": evaluate,
         "preview": preview,
@@ -151,6 +153,16 @@ def export(arguments: list[str]) -> int:
     return 0
 
 
+def similar(arguments: list[str]) -> int:
+    """``vidray similar``."""
+    from vidray.results.similar import SimilarConfig
+    from vidray.results.similar import similar as find_similar
+
+    for neighbour in find_similar(parse(SimilarConfig, arguments, prog="vidray similar")):
+        print(f"{neighbour.similarity:.4f} {neighbour.uri}")
+    return 0
+
+
 def preview(arguments: list[str]) -> int:
     """``vidray preview``."""
     from vidray.cli.preview import PreviewConfig, run_preview
@@ -242,6 +254,7 @@ def completion(arguments: list[str]) -> int:
     from vidray.cli.preview import PreviewConfig
     from vidray.models.catalogue import ModelsConfig
     from vidray.results.moments import ExportConfig
+    from vidray.results.similar import SimilarConfig
     from vidray.results.verify import VerifyConfig
     from vidray.training.config import EvaluateConfig, TrainConfig
 
@@ -252,7 +265,8 @@ def completion(arguments: list[str]) -> int:
     if shell not in SHELLS:
         raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")
     configs = {
-        **{"score": ScoreConfig, "verify": VerifyConfig, "train": TrainConfig, "evaluate": EvaluateConfig},
+        **{"score": ScoreConfig, "verify": VerifyConfig, "similar": SimilarConfig},
+        **{"train": TrainConfig, "evaluate": EvaluateConfig},
         **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
         **{"export": ExportConfig, "demo": DemoConfig, "completion": None},
     }

@@ -63,6 +63,11 @@ class Family:
     offset: bool = False
     """True if the processor subtracts 1 after rescaling, before it normalises (ViViT)."""
 
+    @property
+    def head_name(self) -> str:
+        """The classifier's module in the network: its last linear layer."""
+        return self.head_key.rpartition(".")[0]
+
     def load_classes(self) -> tuple[Any, Any]:
         """(model class, config class). Slow the first time: imports torch and transformers."""
         model_class = getattr(importlib.import_module(self.module), self.model_class)

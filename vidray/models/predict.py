@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from vidray.models.families import Family
-from vidray.types import Aggregation, ViewConfig
+from vidray.types import Aggregation, EmbeddingKind, ViewConfig
 
 
 def normalise(views_NTHWC: torch.Tensor, *, view: ViewConfig, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -60,6 +63,37 @@ def aggregate(logits_VC: torch.Tensor, *, aggregation: Aggregation, problem_type
     if problem_type == "multi_label_classification":
         return torch.sigmoid(logits).mean(dim=0)
     return torch.softmax(logits, dim=-1).mean(dim=0)
+
+
+class FeatureTap:
+    """Takes what a network gives to its classifier out of the forward that makes the logits, which it does not change.
+
+    Threads that run forwards side by side on one network each have their own.
+    """
+
+    def __init__(self, model: torch.nn.Module, family: Family) -> None:
+        self._last = threading.local()
+        model.get_submodule(family.head_name).register_forward_pre_hook(self._note)
+
+    def _note(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        # A copy: the classifier may be given a view of all tokens, whose memory would stay.
+        features = inputs[0].to(torch.float32, copy=True)
+        self._last.features_NF = features.flatten(1, -2).mean(dim=1) if features.ndim > 2 else features
+
+    def take(self) -> torch.Tensor:
+        """Of this thread's last forward, (N, features) float32 on the network's device."""
+        features_NF: torch.Tensor = self._last.features_NF
+        del self._last.features_NF
+        return features_NF
+
+
+def embed(features_VF: torch.Tensor, *, kind: EmbeddingKind) -> np.ndarray:
+    """A video's embedding from the features of its views: (V, features) to (features,) float32.
+
+    Features that are all 0 stay so: they have no direction.
+    """
+    mean_F = features_VF.mean(dim=0)
+    return (normalize(mean_F, dim=0) if kind == "unit" else mean_F).numpy()
 
 
 def top_k(scores_C: torch.Tensor, *, labels: Sequence[str], k: int) -> tuple[tuple[str, float], ...]:

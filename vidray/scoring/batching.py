@@ -16,7 +16,7 @@ import numpy as np
 
 from vidray.checkpoints.checkpoint import Checkpoint
 from vidray.errors import VideoError
-from vidray.models.predict import aggregate, top_k
+from vidray.models.predict import FeatureTap, aggregate, top_k
 from vidray.models.processors import check_view
 from vidray.scoring.predictor import (
     DTYPES,
@@ -26,7 +26,7 @@ from vidray.scoring.predictor import (
     device_lost,
     load_network,
 )
-from vidray.types import Status, VideoInfo, ViewConfig
+from vidray.types import EmbeddingKind, Status, VideoInfo, ViewConfig
 from vidray.video.sampling import Chunk
 
 import torch  # isort: skip  # after the predictor, which tells its threads how to wait
@@ -81,6 +81,7 @@ class BatchingPredictor(ABC):
         num_lanes: CPU threads that run batches of their own, side by side.
         num_threads: CPU threads, for the whole process.
         top_k: how many labels ``best`` returns.
+        embedding: which embeddings are asked for, if any.
 
     Raises:
         UsageError: the checkpoint cannot be loaded, or the device is not there.
@@ -98,6 +99,7 @@ class BatchingPredictor(ABC):
         num_lanes: int,
         num_threads: int | None,
         top_k: int,
+        embedding: EmbeddingKind | None = None,
     ) -> None:
         check_view(view, config=checkpoint.config, family=checkpoint.family)
         self.checkpoint, self.view, self.device = checkpoint, view, device
@@ -107,6 +109,8 @@ class BatchingPredictor(ABC):
         if num_threads is not None:
             torch.set_num_threads(1 if num_lanes > 1 else num_threads)
         self._model: Any = load_network(checkpoint, dtype=self._dtype, device=device)
+        self.embedding = embedding
+        self._tap = FeatureTap(self._model, checkpoint.family) if embedding else None
         self._waiting: deque[Request] = deque()
         self._has_news = threading.Condition()
         for lane in range(num_lanes):

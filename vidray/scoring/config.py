@@ -21,7 +21,7 @@ from vidray.flags import (
     shown_as,
 )
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
-from vidray.types import Aggregation, DecoderName, Limits, Span, VideoStream, ViewConfig
+from vidray.types import Aggregation, DecoderName, EmbeddingKind, Limits, Span, VideoStream, ViewConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -74,6 +74,11 @@ class ScoreConfig:
     several times the CPU time. Default: from the checkpoint, else vidray."""
     top_k: int = 5
     """Labels kept per video in the column top_k."""
+    embeddings: bool = False
+    """Also keep what the classifier sees of a video, the mean of its views' features, in the column embedding (with
+    --segments: of each window too): to search and group videos by what is in them. Labels and scores stay the same."""
+    normalize: bool = False
+    """With --embeddings: scale each embedding to length 1."""
     streaming: bool = False
     """Score whole videos frame by frame, in memory that does not grow with their length: every frame at the model's own
     rate (--stride), hours of them. For networks that keep a state: MoViNet stream."""
@@ -125,7 +130,8 @@ class ScoreConfig:
 
     rows_per_part: Annotated[int | None, shown_as("INT")] = None
     """Videos per Parquet part, the unit of commit: a crash costs at most the parts in flight.
-    Default: a hundredth of the run, between 50 and 4000; with --streaming or --segments between 5 and 500."""
+    Default: a hundredth of the run, between 50 and 4000; with --streaming or --segments between 5 and 500, with
+    embeddings of windows at most 50."""
     decoders: Annotated[str | None, shown_as("N|MIN:MAX")] = None
     """Decoding processes, as N or MIN:MAX. Default: from the cluster's CPUs."""
     predictors: Annotated[str | None, shown_as("N|MIN:MAX")] = None
@@ -181,6 +187,10 @@ class ScoreConfig:
         require(self.timeline is None or self.streaming, "--timeline", self.timeline, "a timeline with --streaming")
         stride = self.segment_stride
         require(stride is None or self.segments is not None, "--segment-stride", stride, "a stride with --segments")
+        normalize = self.normalize
+        require(self.embeddings or not normalize, "--normalize", normalize, "only with --embeddings")
+        by = "--embeddings, whose scores are to be those without"
+        require(not (self.embeddings and self.compile), "--compile", self.compile, f"not with {by}")
         self._check_times()
         if self.is_chunked:
             self._check_chunked("--streaming" if self.streaming else "--segments")
@@ -199,9 +209,17 @@ class ScoreConfig:
         if self.streaming:
             require(self.segments is None, "--segments", self.segments, "none with --streaming; take --timeline")
             require(self.span is None, "--span", self.span, "none with --streaming, which always sees the whole video")
+            require(not self.embeddings, "--embeddings", self.embeddings, "not with --streaming")
         require(self.decoder != "pytorchvideo", "--decoder", self.decoder, f"vidray with {by}")
         require(self.decoders is None, "--decoders", self.decoders, f"none with {by}; take --batch-size")
         require(not self.compile, "--compile", self.compile, f"not with {by}, whose batches differ in size")
+
+    @property
+    def embedding(self) -> EmbeddingKind | None:
+        """Which embeddings are asked for, if any."""
+        if not self.embeddings:
+            return None
+        return "unit" if self.normalize else "mean"
 
     @property
     def is_chunked(self) -> bool:

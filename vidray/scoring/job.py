@@ -126,7 +126,9 @@ class ScoreJob:
             precision = "bf16" if device == "cuda" else "fp32"
         self.config = dataclasses.replace(self.config, device=device, precision=precision)
         self._precision = precision
-        self.result_key = result_key(self.checkpoint.meta.fingerprint, self.view, precision=precision)
+        self.result_key = result_key(
+            self.checkpoint.meta.fingerprint, self.view, precision=precision, embedding=self.config.embedding
+        )
 
     @property
     def _untried(self) -> dict[str, Untried]:

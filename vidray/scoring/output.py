@@ -28,6 +28,8 @@ TOP_K_TYPE = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())
 
 TIMELINE_TYPE = pa.list_(pa.struct([("end_seconds", pa.float64()), ("label", pa.string()), ("score", pa.float32())]))
 
+EMBEDDING_TYPE = pa.list_(pa.float32())
+
 SEGMENTS_TYPE = pa.list_(
     pa.struct(
         [
@@ -36,6 +38,7 @@ SEGMENTS_TYPE = pa.list_(
             ("label", pa.string()),
             ("score", pa.float32()),
             ("top_k", TOP_K_TYPE),
+            ("embedding", EMBEDDING_TYPE),
         ]
     )
 )
@@ -74,6 +77,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("num_time_jumps", pa.int64()),
         ("decoder_version", pa.int32()),
         ("segments", SEGMENTS_TYPE),
+        ("embedding", EMBEDDING_TYPE),
     ]
 )
 """One row per video and attempt. Always written with this schema: a column that is all null would else change its
@@ -81,7 +85,7 @@ type. New columns come at the end; parts of older versions lack them."""
 
 SCHEMA_VERSION = 4
 """Stands in the footer of every part. 1: without ``video_attempts``, ``planned_at`` and ``precision``. 2: without
-``sample_aspect_ratio``, ``num_time_jumps`` and ``decoder_version``. 3: without ``segments``."""
+``sample_aspect_ratio``, ``num_time_jumps`` and ``decoder_version``. 3: without ``segments`` and ``embedding``."""
 
 METADATA_KEY = b"vidray"
 

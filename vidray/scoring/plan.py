@@ -121,7 +121,7 @@ def _check_same(header: RunHeader, *, source: tuple[str, ...], result_key: str) 
     if header.config_id == config_id(source, result_key):
         return
     source = tuple(map(public_uri, source))
-    what = "sources" if sorted(header.source) != sorted(source) else "model or views"
+    what = "sources" if sorted(header.source) != sorted(source) else "model, views or embeddings"
     got = list(source) if what == "sources" else result_key
     had = list(header.source) if what == "sources" else f"{header.result_key} ({header.model}, {header.view_config})"
     raise UsageError(
@@ -160,7 +160,8 @@ def plan_fresh(
         fingerprint=fingerprint,
         view_config=view_config,
         result_key=result_key,
-        rows_per_part=config.rows_per_part or default_rows_per_part(rows.num_rows, chunked=config.is_chunked),
+        rows_per_part=config.rows_per_part
+        or default_rows_per_part(rows.num_rows, chunked=config.is_chunked, embeddings=config.embeddings),
         num_listed=account.num_listed,
         num_already_done=account.num_done,
         num_deferred=account.deferred.count,
@@ -199,12 +200,13 @@ def new_run_id() -> str:
     return f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
 
 
-def default_rows_per_part(num_rows: int, *, chunked: bool = False) -> int:
+def default_rows_per_part(num_rows: int, *, chunked: bool = False, embeddings: bool = False) -> int:
     """A hundredth of the run, between 50 (small files are slow to query) and 4000 (a crash should cost little).
 
-    Videos that are seen whole may be hours long and their rows large: between 5 and 500.
+    Videos that are seen whole may be hours long and their rows large: between 5 and 500, or 50 where each window has an
+    embedding, some 5 MB for an hour.
     """
-    least, most = (5, 500) if chunked else (50, 4000)
+    least, most = (5, 50 if embeddings else 500) if chunked else (50, 4000)
     return min(max(num_rows // 100, least), most)
 
 

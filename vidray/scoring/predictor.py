@@ -26,10 +26,10 @@ import torch
 
 from vidray.checkpoints.checkpoint import Checkpoint, load_model
 from vidray.errors import DeviceLostError, UsageError
-from vidray.models.predict import aggregate, forward_views, top_k
+from vidray.models.predict import FeatureTap, aggregate, embed, forward_views, top_k
 from vidray.models.processors import check_view
 from vidray.scoring.staging import Prefetcher
-from vidray.types import Scores, ViewConfig
+from vidray.types import EmbeddingKind, Scores, ViewConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -53,6 +53,7 @@ class Predictor:
         num_threads: CPU threads, for the whole process. Each runs batches of its own, except in networks of 3D
             convolutions, where all share one. None: one batch at a time, on torch's threads as they are.
         top_k: how many labels to return.
+        embedding: which embeddings to return too, if any. Not with ``compile``.
 
     Raises:
         UsageError: the checkpoint cannot be loaded, or cannot take such views, or the device is not there.
@@ -69,6 +70,7 @@ class Predictor:
         batch_size: int | None = None,
         num_threads: int | None = None,
         top_k: int = 5,
+        embedding: EmbeddingKind | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.view = view or checkpoint.view
@@ -87,9 +89,11 @@ class Predictor:
         self._pads = compile
         self._buffers = self._make_buffers(batch_size or default_batch_size(self.view, self.device))
         self.top_k = top_k
+        self.embedding = embedding
         self._dtype = DTYPES[self.precision]
         check_view(self.view, config=checkpoint.config, family=self._family)
         model = load_network(checkpoint, dtype=self._dtype, device=self.device)
+        self._tap = FeatureTap(model, self._family) if embedding else None
         self._model: Callable[..., Any] = torch.compile(model) if compile else model
 
     @property
@@ -118,7 +122,7 @@ class Predictor:
         for array in views:
             self._check(array)
         try:
-            return [self._score(logits) for logits in self._logits(views)]
+            return [self._score(found) for found in self._forward_videos(views)]
         except Exception as error:
             if lost := device_lost(error):
                 raise lost from error
@@ -134,14 +138,13 @@ class Predictor:
                 f"views must be uint8 (V, {', '.join(map(str, expected))}), got {array.dtype} {array.shape}"
             )
 
-    def _logits(self, videos: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """(V, num_labels) float32 on the CPU for each video. Halves the batch size for good when memory runs out."""
+    def _forward_videos(self, videos: Sequence[np.ndarray]) -> list[_Found]:
+        """On the CPU, of each video's views. Halves the batch size for good when memory runs out."""
         flat = [view for video in videos for view in video]
         while flat:
             buffers = self._buffers
             with contextlib.suppress(torch.OutOfMemoryError):
-                logits = torch.cat(self._forward(flat, buffers)).cpu()
-                return list(logits.split([len(video) for video in videos]))
+                return _split(self._forward(flat, buffers), [len(video) for video in videos])
             if buffers.batch_size == 1:
                 raise MemoryError(f"one view of {self.view.views_shape[1:]} does not fit on {self.device}")
             if buffers is self._buffers:  # else another call has halved it meanwhile
@@ -149,35 +152,54 @@ class Predictor:
             torch.cuda.empty_cache()
         return []
 
-    def _forward(self, flat: Sequence[np.ndarray], buffers: _BatchBuffers) -> list[torch.Tensor]:
-        """Logits, (n, num_labels), batch by batch. One lane has all batches, several take one after the other."""
+    def _forward(self, flat: Sequence[np.ndarray], buffers: _BatchBuffers) -> list[_Found]:
+        """Batch by batch. One lane has all batches, several take one after the other."""
         starts = range(0, len(flat), buffers.batch_size)
         batches = [flat[start : start + buffers.batch_size] for start in starts]
         shares = [batches] if self._num_lanes == 1 else [[batch] for batch in batches]
         results = self._lanes.map(self._run, shares, itertools.repeat(buffers.prefetchers))
-        return [logits for share in results for logits in share]
+        return [found for share in results for found in share]
 
     @torch.inference_mode()
-    def _run(
-        self, batches: Sequence[Sequence[np.ndarray]], prefetchers: queue.SimpleQueue[Prefetcher]
-    ) -> list[torch.Tensor]:
-        """The logits of some batches, one after the other. Runs on a lane; there is a prefetcher for each lane."""
-        logits, prefetcher = [], prefetchers.get()
+    def _run(self, batches: Sequence[Sequence[np.ndarray]], prefetchers: queue.SimpleQueue[Prefetcher]) -> list[_Found]:
+        """Some batches, one after the other. Runs on a lane; there is a prefetcher for each lane."""
+        results, prefetcher = [], prefetchers.get()
         try:
             for batch, rows in zip(batches, prefetcher.stage(iter(batches)), strict=True):
-                result = forward_views(self._model, rows, family=self._family, view=self.view, dtype=self._dtype)
-                logits.append(result[: len(batch)])
+                logits = forward_views(self._model, rows, family=self._family, view=self.view, dtype=self._dtype)
+                features = self._tap.take()[: len(batch)] if self._tap else None
+                results.append(_Found(logits[: len(batch)], features))
         finally:
             prefetchers.put(prefetcher)
-        return logits
+        return results
 
-    def _score(self, logits_VC: torch.Tensor) -> Scores:
+    def _score(self, found: _Found) -> Scores:
+        logits_VC = found.logits
         if not torch.isfinite(logits_VC).all():
             return Scores(error=f"the model's logits are not finite in {self.precision}")
         problem_type = self.checkpoint.meta.problem_type
         scores = aggregate(logits_VC, aggregation=self.view.aggregation, problem_type=problem_type)
         best = top_k(scores, labels=self.checkpoint.labels, k=self.top_k)
-        return Scores(top_k=best, logits=logits_VC.numpy())
+        kind, features_VF = self.embedding, found.features
+        embedding = embed(features_VF, kind=kind) if kind and features_VF is not None else None
+        return Scores(top_k=best, logits=logits_VC.numpy(), embedding=embedding)
+
+
+class _Found(NamedTuple):
+    """What the network says of some views, float32."""
+
+    logits: torch.Tensor
+    """(N, num_labels)."""
+    features: torch.Tensor | None
+    """(N, features), if embeddings are asked for."""
+
+
+def _split(batches: Sequence[_Found], lengths: Sequence[int]) -> list[_Found]:
+    """Of views that lie one behind the other: so many for each video, on the CPU."""
+    logits = torch.cat([found.logits for found in batches]).cpu().split(lengths)
+    noted = [found.features for found in batches if found.features is not None]
+    features = torch.cat(noted).cpu().split(lengths) if noted else [None] * len(lengths)
+    return [_Found(*pair) for pair in zip(logits, features, strict=True)]
 
 
 class _BatchBuffers(NamedTuple):

@@ -13,11 +13,11 @@ import numpy as np
 
 from vidray.checkpoints.checkpoint import Checkpoint
 from vidray.errors import VideoError
-from vidray.models.predict import forward_views
+from vidray.models.predict import embed, forward_views
 from vidray.scoring.batching import NO_FRAME, BatchingPredictor, Request, VideoScores
 from vidray.scoring.predictor import Precision, choose_device, default_batch_size
 from vidray.scoring.stages import score_columns
-from vidray.types import Status, ViewConfig
+from vidray.types import EmbeddingKind, Status, ViewConfig
 from vidray.video.sampling import Chunk
 
 import torch  # isort: skip  # after the predictor, which tells its threads how to wait
@@ -32,6 +32,8 @@ class Window:
 
     logits: torch.Tensor
     """(num_labels,) float32 on the CPU."""
+    features: torch.Tensor | None
+    """(features,) float32 on the CPU, if embeddings are asked for."""
     seconds: float
     """The window's share of the time on the device."""
 
@@ -43,6 +45,7 @@ class SegmentScores(VideoScores):
         self._predictor, self._view = predictor, predictor.view
         self._asked: deque[Future[Window]] = deque()
         self._logits: list[torch.Tensor] = []
+        self._features: list[torch.Tensor] = []
         self._seconds = 0.0
 
     def add(self, chunk: Chunk, frames_THWC: np.ndarray) -> None:
@@ -53,6 +56,8 @@ class SegmentScores(VideoScores):
     def _take(self) -> None:
         window = self._asked.popleft().result()
         self._logits.append(window.logits)
+        if window.features is not None:
+            self._features.append(window.features)
         self._seconds += window.seconds
 
     def columns(self) -> dict[str, Any]:
@@ -61,12 +66,17 @@ class SegmentScores(VideoScores):
         if not self._logits:
             raise VideoError(Status.DECODER_CRASHED, NO_FRAME)
         segments = [
-            {"start_seconds": start, "end_seconds": end, **score_columns(self._predictor.best(logits[None]))}
-            for (start, end), logits in zip(self._times(), self._logits, strict=True)
+            {"start_seconds": start, "end_seconds": end, **self._found(slice(index, index + 1))}
+            for index, (start, end) in enumerate(self._times())
         ]
-        best = self._predictor.best(torch.stack(self._logits))
         num_views = {"num_views": len(segments), "predict_seconds": self._seconds}
-        return {**score_columns(best), "segments": segments, **num_views}
+        return {**self._found(slice(None)), "segments": segments, **num_views}
+
+    def _found(self, windows: slice) -> dict[str, Any]:
+        """The columns that say what the network found in some of the windows."""
+        best, kind = self._predictor.best(torch.stack(self._logits[windows])), self._predictor.embedding
+        embedding = embed(torch.stack(self._features[windows]), kind=kind) if kind else None
+        return {**score_columns(best), "embedding": embedding}
 
     def _times(self) -> Iterator[tuple[float, float]]:
         """Start and end of each window, in seconds: the last one ends with the video."""
@@ -84,7 +94,7 @@ class SegmentPredictor(BatchingPredictor):
         view: the effective view config, with ``span="segments"``.
         num_threads: CPU threads, for the whole process. Each runs batches of its own, except in networks of 3D
             convolutions, where all share one.
-        device, precision, top_k: as `BatchingPredictor`.
+        device, precision, top_k, embedding: as `BatchingPredictor`.
 
     Raises:
         UsageError: the checkpoint cannot be loaded, or cannot take such windows, or the device is not there.
@@ -100,6 +110,7 @@ class SegmentPredictor(BatchingPredictor):
         max_videos: int = 16,
         num_threads: int | None = None,
         top_k: int = 5,
+        embedding: EmbeddingKind | None = None,
     ) -> None:
         chosen = choose_device(device)
         has_lanes = chosen.type == "cpu" and checkpoint.family.batches_side_by_side
@@ -114,6 +125,7 @@ class SegmentPredictor(BatchingPredictor):
             num_lanes=num_threads or 1 if has_lanes else 1,
             num_threads=num_threads,
             top_k=top_k,
+            embedding=embedding,
         )
 
     def begin(self) -> SegmentScores:
@@ -125,5 +137,9 @@ class SegmentPredictor(BatchingPredictor):
         frames_NTHWC = torch.from_numpy(np.stack([request.frames for request in batch])).to(self.device)
         family = self.checkpoint.family
         logits_NC = forward_views(self._model, frames_NTHWC, family=family, view=self.view, dtype=self._dtype).cpu()
+        features_NF = self._tap.take().cpu() if self._tap else [None] * len(batch)
         seconds = (time.perf_counter() - started) / len(batch)
-        return [Window(logits=logits, seconds=seconds) for logits in logits_NC]
+        return [
+            Window(logits=logits, features=features, seconds=seconds)
+            for logits, features in zip(logits_NC, features_NF, strict=True)
+        ]

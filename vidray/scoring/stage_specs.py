@@ -26,6 +26,7 @@ def default_stages(config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig
         "precision": config.precision,
         "num_threads": num_threads,
         "top_k": config.top_k,
+        "embedding": config.embedding,
     }
     if view.is_chunked:
         from vidray.scoring.stream_stage import StreamStage

@@ -73,7 +73,7 @@ PREDICTED_SCHEMA = pa.schema(
         *(field for field in DECODED_SCHEMA if field.name != "views"),
         *(
             PREDICTION_SCHEMA.field(name)
-            for name in ("label", "score", "top_k", "timeline", "segments", "num_views", "scored_at")
+            for name in ("label", "score", "top_k", "timeline", "segments", "embedding", "num_views", "scored_at")
         ),
         *(
             STAGE_SCHEMA.field(name)
@@ -269,4 +269,5 @@ class PredictStage:
         row["predictor"] = self._name
         if scores.error is not None:
             return row | {"status": Status.MODEL_ERROR.value, "error": scores.error}
-        return row | score_columns(scores.top_k) | {"num_views": self._view.num_views}
+        more = {"embedding": scores.embedding, "num_views": self._view.num_views}
+        return row | score_columns(scores.top_k) | more

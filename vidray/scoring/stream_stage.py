@@ -32,7 +32,7 @@ from vidray.scoring.stages import (
     worker_name,
 )
 from vidray.storage.fetch import fetch
-from vidray.types import Limits, Status, VideoRef, ViewConfig
+from vidray.types import EmbeddingKind, Limits, Status, VideoRef, ViewConfig
 from vidray.video.sampling import stream_chunks
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class StreamStage:
         precision: Precision = "auto",
         num_threads: int | None = None,
         top_k: int = 5,
+        embedding: EmbeddingKind | None = None,
         fetch_memory_bytes: int | None = None,
         child_module: str = "vidray.sandbox.child",
     ) -> None:
@@ -75,6 +76,7 @@ class StreamStage:
             max_videos=num_videos,
             num_threads=num_threads,
             top_k=top_k,
+            **({} if embedding is None else {"embedding": embedding}),  # which streams do not have
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:

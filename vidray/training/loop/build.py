@@ -26,7 +26,7 @@ def build_model(checkpoint: Checkpoint, config: TrainConfig, *, labels: tuple[st
     family = checkpoint.family
     model = _load(checkpoint, labels)
     if not checkpoint_has_head(checkpoint, model, labels):
-        _initialise_head(model, family.head_key, seed=config.seed)
+        _initialise_head(model, family.head_name, seed=config.seed)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     add_drop_path(model, family, config.hyper.drop_path)
@@ -60,15 +60,11 @@ def _load(checkpoint: Checkpoint, labels: tuple[str, ...]) -> Any:
     lacking = {key if isinstance(key, str) else key[0] for kind in _LACKS for key in report.get(kind) or ()}
     _refuse_incomplete_backbone(lacking, model.base_model_prefix, folder)
     align(model)
-    model.vidray_missing_head = any(_is_head(key, family.head_key) for key in lacking)
+    model.vidray_missing_head = any(key.startswith(f"{family.head_name}.") for key in lacking)
     return model
 
 
 _LACKS = ("missing_keys", "mismatched_keys")
-
-
-def _is_head(key: str, head_key: str) -> bool:
-    return key.startswith(head_key.rpartition(".")[0] + ".")
 
 
 def _refuse_incomplete_backbone(lacking: set[str], prefix: str, folder: str) -> None:
@@ -80,9 +76,9 @@ def _refuse_incomplete_backbone(lacking: set[str], prefix: str, folder: str) -> 
         )
 
 
-def _initialise_head(model: nn.Module, head_key: str, *, seed: int) -> None:
+def _initialise_head(model: nn.Module, head_name: str, *, seed: int) -> None:
     """Small random weights and no bias, whatever is there: the same on every rank and in every attempt."""
-    head = model.get_submodule(head_key.rpartition(".")[0])
+    head = model.get_submodule(head_name)
     generator = torch.Generator().manual_seed(seed)
     for parameter in head.parameters():
         if parameter.ndim > 1:

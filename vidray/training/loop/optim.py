@@ -73,7 +73,7 @@ def freeze(model: nn.Module, family: Family, *, backbone: bool) -> None:
 
     A frozen backbone also stays in eval mode for good: ``train()`` would thaw batch-norm statistics and dropout.
     """
-    head = family.head_key.rpartition(".")[0]
+    head = family.head_name
     for name, parameter in model.named_parameters():
         is_unused = name.startswith(UNUSED.get(family.model_type, ()))
         if is_unused or (backbone and not name.startswith(head + ".")):

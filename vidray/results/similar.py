@@ -1,0 +1,98 @@
+"""``vidray similar``: the videos whose embeddings are most like that of one of them.
+
+Every row is compared, part by part: the search is exact, and holds one part at a time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tyro
+
+from vidray.errors import RunError, UsageError
+from vidray.flags import require
+from vidray.results.read import CurrentRows
+from vidray.storage.redaction import public_uri
+from vidray.types import Status
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarConfig:
+    """List the videos most like one of them, by the embeddings of vidray score --embeddings. Reads only."""
+
+    output: Annotated[str, tyro.conf.arg(metavar="URI")]
+    """The folder that vidray score wrote to."""
+    to: Annotated[str, tyro.conf.arg(metavar="URI")]
+    """A video whose row is there: its `uri`; of a local file any path. Where several models scored it, only rows of the
+    one that did so last are compared."""
+    k: int = 20
+    """How many to list."""
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, "--k", self.k, "at least 1")
+
+
+class Neighbour(NamedTuple):
+    """A video that was compared."""
+
+    similarity: float
+    """Cosine of the angle between the embeddings: 1 for the same direction, -1 for the opposite one; 0 where an
+    embedding is 0."""
+    uri: str
+
+
+def similar(config: SimilarConfig) -> list[Neighbour]:
+    """The most similar videos, best first; equal ones by their URIs. Only rows of one result key are compared.
+
+    Raises:
+        UsageError: the output has no embeddings, or none of that video.
+        RunError: there are no rows, or the store failed.
+    """
+    rows = CurrentRows(config.output)
+    index = rows.index.filter(pc.equal(rows.index["status"], Status.OK.value))
+    uri, key, vector_F = _find(rows, index, config.to)
+    others = pc.and_(pc.equal(index["result_key"], key), pc.not_equal(index["uri"], uri))
+    best: list[Neighbour] = []
+    for uris, embeddings_NF in _embeddings(rows, index.filter(others)):
+        if embeddings_NF.shape[1] != len(vector_F):
+            raise RunError(f"{rows.uri} has embeddings of {embeddings_NF.shape[1]} numbers beside {len(vector_F)}")
+        block = map(Neighbour, cosine(embeddings_NF, vector_F).tolist(), uris)
+        best = heapq.nsmallest(config.k, [*best, *block], key=lambda other: (-other.similarity, other.uri))
+    return best
+
+
+def cosine(embeddings_NF: np.ndarray, vector_F: np.ndarray) -> np.ndarray:
+    """(N,) float64: the cosines of the angles to a vector, computed in float64."""
+    rows, vector = embeddings_NF.astype(np.float64), vector_F.astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(vector)
+    cosines: np.ndarray = rows @ vector / np.where(lengths > 0, lengths, 1)
+    return cosines
+
+
+def _find(rows: CurrentRows, index: pa.Table, video: str) -> tuple[str, str, np.ndarray]:
+    """URI, result key and embedding (features,) of the row that was scored last and has one."""
+    names = pa.array([public_uri(video), os.path.abspath(video)])
+    mine = index.filter(pc.is_in(index["uri"], names)).sort_by([("scored_at", "descending")])
+    for place in range(mine.num_rows):
+        row = mine.slice(place, 1)
+        for (uri,), (vector_F,) in _embeddings(rows, row):
+            return uri, row["result_key"][0].as_py(), vector_F
+    if next(_embeddings(rows, index), None) is None:
+        raise UsageError(f"--output: {rows.uri} holds no embeddings; vidray score --embeddings makes them")
+    raise UsageError(f"--to: got {public_uri(video)!r}, allowed is the uri of a row of {rows.uri} with an embedding")
+
+
+def _embeddings(rows: CurrentRows, index: pa.Table) -> Iterator[tuple[list[str], np.ndarray]]:
+    """(uris, (N, features) float32) of those that have one, block by block."""
+    for block in rows.blocks(index, ["uri", "embedding"]):
+        known = block.filter(block["embedding"].is_valid())
+        if known.num_rows:
+            values = known["embedding"].combine_chunks().flatten().to_numpy()
+            yield known["uri"].to_pylist(), values.reshape(known.num_rows, -1)
