@@ -37,7 +37,8 @@ ORDER = {
     ],
     "sources": [
         *("patterns", "task_pool", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),
-        *("manifest_file", "manifest", "signed_urls", "splits", "label_formats", "label_sources", "labels"),
+        *("manifest_file", "kept_columns", "manifest", "signed_urls"),
+        *("splits", "label_formats", "label_sources", "labels"),
     ],
     "sandbox": ["landlock", "seccomp", "confinement", "protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "card", "write", "convert", "new"],
@@ -72,7 +73,7 @@ ONLY_IN = {
 
 
 LOCATED_IN = {
-    *("checkpoints.resolve", "sources.labels", "sources.manifest", "sources.manifest_file"),
+    *("checkpoints.resolve", "sources.labels", "sources.manifest", "sources.manifest_file", "sources.kept_columns"),
     *("storage.fetch", "storage.store"),
 }
 """Where a URI is parsed, once; what these modules call takes the `Location`."""

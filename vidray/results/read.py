@@ -44,12 +44,13 @@ def read(output: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         RunError: there are no rows, or the store failed.
         KeyError: there is no such column.
     """
-    if unknown := set(columns or ()) - set(PREDICTION_SCHEMA.names):
-        raise KeyError(f"no such column: {sorted(unknown)}; there are {PREDICTION_SCHEMA.names}")
     store = Store(str(output))
-    wanted = list(dict.fromkeys([*(columns or PREDICTION_SCHEMA.names), *_DECIDING]))
-    current = _current(_read_parts(store, _part_paths(store), wanted), order="uri, result_key")
-    return current.select(list(columns or PREDICTION_SCHEMA.names)).cast(_schema_of(columns))
+    paths = _part_paths(store)
+    wanted = None if columns is None else list(dict.fromkeys([*columns, *_DECIDING]))
+    current = _current(_read_parts(store, paths, wanted), order="uri, result_key")
+    if unknown := set(columns or ()) - set(current.column_names):
+        raise KeyError(f"no such column: {sorted(unknown)}; there are {PREDICTION_SCHEMA.names}, and those kept")
+    return current.select(list(columns or current.column_names))
 
 
 class CurrentRows:
@@ -91,29 +92,36 @@ def _part_paths(store: Store) -> list[str]:
     return paths
 
 
-def _read_parts(store: Store, paths: Sequence[str], columns: Sequence[str]) -> list[pa.Table]:
+def _read_parts(store: Store, paths: Sequence[str], columns: Sequence[str] | None) -> list[pa.Table]:
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return list(pool.map(lambda path: _read_part(store, path, list(columns)), paths))
+        return list(pool.map(lambda path: _read_part(store, path, columns), paths))
 
 
 def _current(tables: Sequence[pa.Table], *, order: str) -> pa.Table:
+    try:
+        predictions = pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise RunError(f"runs kept a column with different types, name the columns to read: {error}") from error
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")
-        db.register("predictions", pa.concat_tables(tables))
-        return db.sql(f"SELECT * FROM ({CURRENT_SQL}) ORDER BY {order}").to_arrow_table()
+        db.register("predictions", predictions)
+        current = db.sql(f"SELECT * FROM ({CURRENT_SQL}) ORDER BY {order}").to_arrow_table()
+    return current.cast(pa.schema([predictions.schema.field(name) for name in current.column_names]))
 
 
-def _read_part(store: Store, path: str, columns: list[str]) -> pa.Table:
-    """Some columns of a part; null where an older version did not write them."""
+def _read_part(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
+    """Some columns of a part, or all; null where an older version did not write them. Kept ones only where they are."""
     data = io.BytesIO(store.read(path))
     names = pq.read_schema(data).names
-    table = pq.read_table(data, columns=[name for name in columns if name in names])
-    schema = pa.schema([PREDICTION_SCHEMA.field(name) for name in columns])
-    missing = {name: pa.nulls(table.num_rows, schema.field(name).type) for name in columns if name not in names}
-    for name, values in missing.items():
-        table = table.append_column(name, values)
-    return table.select(columns).cast(schema).replace_schema_metadata(None)
-
-
-def _schema_of(columns: Sequence[str] | None) -> pa.Schema:
-    return pa.schema([PREDICTION_SCHEMA.field(name) for name in columns or PREDICTION_SCHEMA.names])
+    wanted = dict.fromkeys([*PREDICTION_SCHEMA.names, *names] if columns is None else columns)
+    table = pq.read_table(data, columns=[name for name in wanted if name in names])
+    ours = PREDICTION_SCHEMA.names
+    fields = [
+        PREDICTION_SCHEMA.field(name) if name in ours else table.schema.field(name)
+        for name in wanted
+        if name in ours or name in names
+    ]
+    for field in fields:
+        if field.name not in names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select([field.name for field in fields]).cast(pa.schema(fields))

@@ -22,7 +22,7 @@ from vidray.errors import RunError
 from vidray.scoring import output
 from vidray.scoring.history import KEYS_SCHEMA, is_finished, keys_of, run_file, run_files
 from vidray.scoring.output import PREDICTION_SCHEMA, part_path, sealed_shards
-from vidray.scoring.plan import Plan, load_plan
+from vidray.scoring.plan import Plan, kept_columns, load_plan
 from vidray.storage.failures import describe
 from vidray.storage.store import Store
 
@@ -124,7 +124,8 @@ class _RunCheck:
         except _DAMAGED as error:
             yield f"{path} cannot be read: {describe(error)}"
             return
-        expected = {field.name: field.type for field in PREDICTION_SCHEMA}
+        fields = [*PREDICTION_SCHEMA, *map(plan.rows.schema.field, kept_columns(plan.rows))]
+        expected = {field.name: field.type for field in fields}
         wrong = [field.name for field in table.schema if expected.get(field.name) != field.type]
         if wrong:
             yield f"{path} has columns that are not as they should be: {', '.join(wrong)}"

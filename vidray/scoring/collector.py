@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from vidray.errors import RunError
 from vidray.scoring.output import PREDICTION_SCHEMA, ROW, SCHEMA_VERSION, Shards, parquet_bytes, part_path
+from vidray.scoring.plan import kept_columns
 from vidray.storage.store import Store
 from vidray.types import Status
 
@@ -99,8 +100,11 @@ class Collector:
             table = table.append_column(name, pa.repeat(scalar, table.num_rows))
         before = self._plan["video_attempts"].slice(start, stop - start)
         table = table.append_column("video_attempts", count_video_attempts(table["status"], before))
+        table = table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA)
+        for name in kept_columns(self._plan):
+            table = table.append_column(self._plan.field(name), self._plan[name].slice(start, stop - start))
         self._before_seal()
-        seal_part(self._store, self._run_id, shard, table.select(PREDICTION_SCHEMA.names))
+        seal_part(self._store, self._run_id, shard, table)
 
 
 def seal_part(store: Store, run_id: str, shard: int, table: pa.Table) -> None:
@@ -112,7 +116,7 @@ def seal_part(store: Store, run_id: str, shard: int, table: pa.Table) -> None:
     path = part_path(run_id, shard)
     metadata = {"run_id": run_id, "shard": shard, "num_rows": table.num_rows, "schema_version": SCHEMA_VERSION}
     try:
-        store.create(path, parquet_bytes(table.cast(PREDICTION_SCHEMA), metadata))
+        store.create(path, parquet_bytes(table, metadata))
     except FileExistsError:
         there = pq.read_table(io.BytesIO(store.read(path)), columns=["uri", "etag"])
         if there.to_pylist() != table.select(["uri", "etag"]).to_pylist():

@@ -53,6 +53,10 @@ class ScoreConfig:
     """Also take files with this extension from folders; repeat the flag for several. The usual ones (.mp4, .mkv, …) are
     taken anyway, and a run counts what it leaves."""
 
+    keep_columns: Annotated[str | None, shown_as("NAME,…|all")] = None
+    """Columns of the manifests that come along into the prediction rows, with their types: names with commas between
+    them, or `all`."""
+
     views: Annotated[str | None, shown_as("CLIPSxCROPS")] = None
     """Views per video as CLIPSxCROPS: 5x3, 5x1, 1x1. Default: what the checkpoint was validated with, else 5x1."""
     span: Span | None = None
@@ -159,6 +163,8 @@ class ScoreConfig:
         for extension in self.extensions:
             good = re.fullmatch(r"\.[^./\s]+(\.[^./\s]+)*", extension) is not None
             require(good and extension == extension.lower(), "--extensions", extension, "like .asf, in lower case")
+        keep = self.keep_columns
+        require(keep is None or all(self.kept_names), "--keep-columns", keep, "names like camera,site, or all")
         require(self.views is None or parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")
         for flag in ("top_k", "max_attempts", "fetch_threads"):
             require(getattr(self, flag) >= 1, flag_name(flag), getattr(self, flag), "at least 1")
@@ -225,6 +231,11 @@ class ScoreConfig:
     def is_chunked(self) -> bool:
         """True if each video is seen from its beginning to its end, in chunks."""
         return self.streaming or self.segments is not None
+
+    @property
+    def kept_names(self) -> list[str]:
+        """``keep_columns``, apart."""
+        return [name.strip() for name in (self.keep_columns or "").split(",")]
 
     def streams_per_worker(self, num_threads: int | None) -> int:
         """Videos side by side with --streaming or --segments; ``num_threads``: of a model on CPUs, None on a GPU."""

@@ -24,7 +24,7 @@ from vidray.scoring import history, output
 from vidray.scoring.accounting import Untried
 from vidray.scoring.collector import MAX_LOSSES, Collector, LossCounter
 from vidray.scoring.config import ScoreConfig
-from vidray.scoring.plan import Plan, RunHeader, commit_plan, find_resumable, plan_fresh
+from vidray.scoring.plan import PLAN_SCHEMA, Plan, RunHeader, commit_plan, find_resumable, plan_fresh
 from vidray.scoring.runners.base import Runner, Stages
 from vidray.scoring.runners.choose import make_runner
 from vidray.scoring.stage_specs import MakeRunStages, default_stages
@@ -239,10 +239,10 @@ class ScoreJob:
 
     def _collect(self, plan: Plan, collector: Collector, times: StageTimes, runner: Runner) -> None:
         """Ask for rows until all are there. What was lost is asked for again by itself, and given up in the end."""
-        losses, alone = LossCounter(), False
+        losses, alone, rows = LossCounter(), False, plan.rows.select(PLAN_SCHEMA.names)
         while len(missing := collector.missing_rows()):
             self.progress.stage("starting the workers")
-            tables = runner.run(plan.rows.take(pa.array(missing)), alone=alone)
+            tables = runner.run(rows.take(pa.array(missing)), alone=alone)
             with contextlib.closing(tables):
                 for table in tables:
                     self._add(table, collector, times)

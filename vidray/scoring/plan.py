@@ -27,6 +27,7 @@ from vidray.scoring import history, output
 from vidray.scoring.accounting import Account, account_for
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.output import Shards
+from vidray.sources.kept_columns import read_kept, with_kept
 from vidray.sources.manifest import list_sources
 from vidray.sources.signed_urls import without_secrets
 from vidray.storage.redaction import public_uri
@@ -77,6 +78,17 @@ class RunHeader:
     def config_id(self) -> str:
         """Equal for runs that do the same work: same sources, same model, same views."""
         return config_id(self.source, self.result_key)
+
+
+def kept_columns(rows: pa.Table) -> list[str]:
+    """The columns of a plan's rows that come from manifests (``--keep-columns``)."""
+    return [name for name in rows.column_names if name not in PLAN_SCHEMA.names]
+
+
+def _typed(rows: pa.Table) -> pa.Table:
+    """PLAN_SCHEMA, and the kept columns as they are."""
+    fields = [*PLAN_SCHEMA, *(rows.schema.field(name) for name in kept_columns(rows))]
+    return rows.select([field.name for field in fields]).cast(pa.schema(fields))
 
 
 def config_id(source: tuple[str, ...], result_key: str) -> str:
@@ -142,6 +154,7 @@ def plan_fresh(
 ) -> tuple[Plan, Account]:
     """List the sources, leave out what the output holds, and give what remains a run. Writes nothing."""
     left: Counter[str] = Counter()
+    kept = config.keep_columns and read_kept(config.source, config.kept_names, taken=_taken_names())
     listed = list_sources(config.source, extensions=config.extensions, left=left, on_progress=on_progress)
     if config.limit is not None:
         listed = sample(listed, config.limit)
@@ -170,7 +183,11 @@ def plan_fresh(
         limit=config.limit,
         precision=precision,
     )
-    return Plan(header=header, rows=rows.cast(PLAN_SCHEMA)), account
+    return Plan(header=header, rows=_typed(with_kept(rows, kept) if kept else rows)), account
+
+
+def _taken_names() -> set[str]:
+    return {*output.PREDICTION_SCHEMA.names, *PLAN_SCHEMA.names}
 
 
 def with_long_ones_early(rows: pa.Table) -> pa.Table:
@@ -231,4 +248,4 @@ def load_plan(store: Store, run_id: str) -> Plan:
     rows = rows.replace_schema_metadata(None)
     if "video_attempts" not in rows.column_names:  # an older version's: it counted every attempt against the video
         rows = rows.append_column("video_attempts", pc.subtract(rows["attempts"], 1))
-    return Plan(header=header, rows=rows.cast(PLAN_SCHEMA), is_resumed=True)
+    return Plan(header=header, rows=_typed(rows), is_resumed=True)

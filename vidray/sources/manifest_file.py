@@ -20,7 +20,7 @@ from vidray.storage.retry import raise_run_error, with_retries
 from vidray.storage.versions import unquote_etag
 
 _EXTENSIONS = (".csv", ".jsonl", ".ndjson", ".parquet")
-_COLUMNS = ("uri", "size_bytes", "etag", "label")
+COLUMNS = ("uri", "size_bytes", "etag", "label")
 """The columns of a manifest that count; all but the first may be missing."""
 
 
@@ -41,7 +41,7 @@ def is_manifest(place: Location) -> bool:
 
 def read_manifest(manifest: Location) -> Iterator[ManifestRecord]:
     """The records of a manifest file. Raises UsageError as `read_rows` and `parse_records` do."""
-    return parse_records(manifest, read_rows(manifest, _COLUMNS))
+    return parse_records(manifest, read_rows(manifest, COLUMNS))
 
 
 def read_rows(
@@ -120,18 +120,19 @@ def _read(place: Location) -> bytes:
 
 
 def _parse_record(manifest: Location, row: dict[str, Any]) -> ManifestRecord:
-    uri, size, etag, label = map(row.get, _COLUMNS)
+    uri, size, etag, label = map(row.get, COLUMNS)
     if not isinstance(uri, str) or not uri:
         raise ValueError(f"uri must be text, got {uri!r}")
     return ManifestRecord(
-        place=locate(_absolute(manifest, uri)),
+        place=locate(absolute_uri(manifest, uri)),
         size_bytes=None if size in (None, "") else int(size),
         etag=unquote_etag(str(etag)) if etag else None,
         label=None if label in (None, "") else str(label),
     )
 
 
-def _absolute(manifest: Location, uri: str) -> str:
+def absolute_uri(manifest: Location, uri: str) -> str:
+    """A manifest's uri, which may start at the folder of the manifest."""
     if "://" in uri or (uri.startswith("/") and manifest.kind == "local"):
         return uri
     folder = manifest.path.rpartition("/")[0]
