@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vidray.checkpoints.resolve import resolve_checkpoint
 from vidray.errors import UsageError
+from vidray.flags import require
 from vidray.models.families import Family, find_family
 from vidray.models.processors import PROCESSOR_FILES, check_view, pick_processor, read_view
 from vidray.types import EmbeddingKind, ViewConfig
@@ -28,6 +31,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 
 _PROBLEM_TYPES: tuple[ProblemType, ...] = ("single_label_classification", "multi_label_classification")
 VIDRAY_FILE = "vidray.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 SCHEMA_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -81,6 +85,8 @@ class Checkpoint:
     meta: CheckpointMeta
     weights: tuple[tuple[str, tuple[int, int]], ...]
     """Each weights file's name and (bytes, mtime_ns) when it was read."""
+    texts: tuple[str, ...] = ()
+    """What a model that reads its labels compares a clip with, label by label: see `with_labels`."""
 
     @property
     def family(self) -> Family:
@@ -97,7 +103,12 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        return self.meta.fingerprint
+        """That of the files; with ``texts`` also of these and their tokenizer."""
+        if not self.texts:
+            return self.meta.fingerprint
+        files = {name: _sha256(path) for name in _TOKENIZER_FILES if (path := Path(self.folder) / name).exists()}
+        said = json.dumps([self.meta.fingerprint, self.labels, self.texts, files], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
 
 
 def read_checkpoint(location: str, *, require_head: bool = True) -> Checkpoint:
@@ -126,6 +137,27 @@ def read_checkpoint(location: str, *, require_head: bool = True) -> Checkpoint:
     return Checkpoint(location=found.location, folder=str(folder), config=config, meta=meta, weights=seen)
 
 
+def with_labels(checkpoint: Checkpoint, labels: Sequence[str], *, prompt: str) -> Checkpoint:
+    """A checkpoint that reads its labels, with these.
+
+    Args:
+        prompt: what is read for a label; ``{}`` stands for it.
+
+    Raises:
+        UsageError: the model has classes of its own, or a label or the prompt will not do.
+    """
+    family = checkpoint.family.model_type
+    require(checkpoint.family.reads_labels, "--labels", labels[0], f"none with a model that has its own ({family})")
+    require(len(labels) >= 2, "--labels", "; ".join(labels), "two labels or more, with ; between, or a file of them")
+    require(all(labels), "--labels", "; ".join(labels), "no empty one")
+    double = sorted(label for label, count in Counter(labels).items() if count > 1)
+    require(not double, "--labels", "; ".join(double), "each once")
+    require("{}" in prompt, "--prompt", prompt, "a text with {} in it, which stands for the label")
+    meta = dataclasses.replace(checkpoint.meta, labels=tuple(labels))
+    texts = tuple(prompt.replace("{}", label) for label in labels)
+    return dataclasses.replace(checkpoint, meta=meta, texts=texts)
+
+
 def result_key(
     fingerprint: str, view: ViewConfig, *, precision: str = "fp32", embedding: EmbeddingKind | None = None
 ) -> str:
@@ -152,12 +184,25 @@ def load_model(
     """
     from vidray.models.loading import load_weights
 
-    model = load_weights(checkpoint.family, config=checkpoint.config, folder=local_folder(checkpoint), dtype=dtype)
+    family, folder = checkpoint.family, local_folder(checkpoint)
+    require_labels(checkpoint)
+    model: Any = load_weights(family, config=checkpoint.config, folder=folder, dtype=dtype)
+    if checkpoint.texts:
+        model.read(checkpoint.texts, folder=folder)
     if only_scores:
         from vidray.models.fused import fuse
 
         fuse(model)
     return model
+
+
+def require_labels(checkpoint: Checkpoint) -> None:
+    """Raise UsageError for a model that reads its labels and has none."""
+    if checkpoint.family.reads_labels and not checkpoint.texts:
+        raise UsageError(
+            f"{checkpoint.location} has no classes of its own: vidray score --labels 'running; jumping' names some. "
+            "It is not trained or evaluated here"
+        )
 
 
 def local_folder(checkpoint: Checkpoint) -> str:
@@ -170,10 +215,11 @@ def local_folder(checkpoint: Checkpoint) -> str:
     if all((folder / name).exists() and _stat(folder / name) == stat for name, stat in checkpoint.weights):
         return str(folder)
     again = read_checkpoint(checkpoint.location, require_head=False)
-    if again.fingerprint != checkpoint.fingerprint:
+    now, planned = again.meta.fingerprint, checkpoint.meta.fingerprint
+    if now != planned:
         raise UsageError(
-            f"{checkpoint.location} is not what it was when the run was planned: fingerprint {again.fingerprint[:12]}… "
-            f"instead of {checkpoint.fingerprint[:12]}…; start a new run to score with the new one"
+            f"{checkpoint.location} is not what it was when the run was planned: fingerprint {now[:12]}… "
+            f"instead of {planned[:12]}…; start a new run to score with the new one"
         )
     return again.folder
 
@@ -297,6 +343,8 @@ def _weights_files(folder: Path, location: str) -> tuple[str, ...]:
 
 def _check_head(shapes: dict[str, list[int]], *, family: Family, config: dict[str, Any], location: str) -> None:
     """Refuse early what would load with a freshly initialised classifier and score at random."""
+    if family.reads_labels:
+        return
     num_labels = len(_config_labels(config, location))
     shape = shapes.get(family.head_key)
     if shape is None:

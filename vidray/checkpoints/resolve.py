@@ -12,8 +12,8 @@ from vidray.errors import UsageError
 from vidray.storage.localize import localize
 from vidray.storage.location import locate
 
-ALLOWED_FILES = ("*.json", "model*.safetensors")
-"""What is downloaded: never code, never pickles."""
+ALLOWED_FILES = ("*.json", "model*.safetensors", "merges.txt")
+"""What is downloaded: never code, never pickles. ``merges.txt`` is a tokenizer's."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 

@@ -32,7 +32,8 @@ class Family:
     logits_have_time: bool = False
     """True if the logits come as (N, 1, num_labels)."""
     num_frames_key: str = "num_frames"
-    """Where config.json has the number of frames; ``default_num_frames`` is what Transformers builds without it."""
+    """Where config.json has the number of frames, with a dot before what is nested; ``default_num_frames`` is what
+    Transformers builds without it."""
     default_num_frames: int
     size_key: str = "image_size"
     """Where config.json has the side of a frame in pixels; ``default_size`` is what Transformers builds without it."""
@@ -54,6 +55,8 @@ class Family:
     """Where config.json says whether the network keeps a state from chunk to chunk (``forward_stream``), if it does."""
     batches_side_by_side: bool = True
     """On CPUs, whether batches on a thread each are faster than one batch on all threads (see the Predictor)."""
+    reads_labels: bool = False
+    """True if it has no classes of its own, but compares a clip with texts (``--labels``)."""
     head_key: str = "classifier.weight"
     """The classifier's weights, (num_labels, features), in the weights file."""
     mean: tuple[float, float, float]
@@ -200,6 +203,28 @@ _ROWS = (
 )
 
 FAMILIES: dict[str, Family] = {row.model_type: row for row in _ROWS}
+"""Those with classes of their own."""
+
+XCLIP = Family(
+    model_type="xclip",
+    module="vidray.models.xclip",
+    model_class="XCLIPForVideoClassification",
+    config_module="vidray.models.xclip",
+    config_class="XCLIPConfig",
+    num_frames_key="vision_config.num_frames",
+    default_num_frames=8,
+    size_key="vision_config.image_size",
+    default_size=224,
+    input_rule="exact",
+    span="full",  # the paper takes its frames from all of a video
+    num_clips=1,
+    reads_labels=True,
+    mean=_IMAGENET["mean"],
+    std=_IMAGENET["std"],
+)
+"""Has no classes and is not trained: see ``reads_labels``."""
+
+_KNOWN = FAMILIES | {XCLIP.model_type: XCLIP}
 
 
 def require_stream(family: Family, config: Mapping[str, Any]) -> None:
@@ -220,9 +245,9 @@ def find_family(model_type: object) -> Family:
     Raises:
         UsageError: it is not a video classifier that vidray knows.
     """
-    if isinstance(model_type, str) and model_type in FAMILIES:
-        return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in _KNOWN:
+        return _KNOWN[model_type]
     raise UsageError(
         f"config.json says model_type {model_type!r}, which is no video classifier that vidray knows; "
-        f"allowed are {', '.join(sorted(FAMILIES))}"
+        f"allowed are {', '.join(sorted(_KNOWN))}"
     )

@@ -43,8 +43,9 @@ def pick_processor(files: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None
             continue
         if name != "processor_config.json":
             return content
-        if isinstance(nested := content.get("video_processor"), dict):
-            return nested
+        for kind in ("video_processor", "image_processor"):
+            if isinstance(nested := content.get(kind), dict):
+                return nested
     return None
 
 
@@ -100,7 +101,14 @@ def processor_json(view: ViewConfig, *, family: Family) -> dict[str, Any]:
 
 def model_num_frames(config: Mapping[str, Any], family: Family) -> int:
     """Frames per clip that the model was built for."""
-    return _positive(config.get(family.num_frames_key, family.default_num_frames), family.num_frames_key)
+    return _positive(_at(config, family.num_frames_key, family.default_num_frames), family.num_frames_key)
+
+
+def _at(config: Mapping[str, Any], key: str, default: object) -> object:
+    """``vision_config.num_frames``: that of the mapping within."""
+    outer, _, inner = key.rpartition(".")
+    nested = config.get(outer) if outer else config
+    return nested.get(inner, default) if isinstance(nested, Mapping) else default
 
 
 def _stride(config: Mapping[str, Any], family: Family) -> int:
@@ -140,7 +148,7 @@ def refuse_input(rule: InputRule, num_frames: int, sides: tuple[int, int], own_f
 
 
 def _model_size(config: Mapping[str, Any], family: Family) -> int:
-    return _square(config.get(family.size_key, family.default_size), f"config.json: {family.size_key}")
+    return _square(_at(config, family.size_key, family.default_size), f"config.json: {family.size_key}")
 
 
 def _kind(processor: Mapping[str, Any]) -> str:

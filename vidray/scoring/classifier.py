@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, Self
 
 import numpy as np
 
-from vidray.checkpoints.checkpoint import read_checkpoint
+from vidray.checkpoints.checkpoint import read_checkpoint, with_labels
 from vidray.errors import RunError, UsageError
 from vidray.flags import VIEW_FLAGS, override_view, parse_views, require
 from vidray.sandbox.sandbox import Sandbox
@@ -44,6 +45,8 @@ class Classifier:
         precision: Precision = "auto",
         top_k: int = 5,
         limits: Limits | None = None,
+        labels: Sequence[str] = (),
+        prompt: str = "{}",
         **view_flags: Any,
     ) -> None:
         """Loads the model.
@@ -53,6 +56,8 @@ class Classifier:
             views: per video, as CLIPSxCROPS; None: what the checkpoint was validated with, else 5x1.
             top_k: labels per video.
             limits: what one video may cost.
+            labels: for models that compare videos with texts (X-CLIP): what to tell apart.
+            prompt: what such a model reads for a label, which stands for ``{}``.
             view_flags: ``span``, ``stride``, ``aggregation``, ``square_pixels``, ``video_stream``, as `vidray score`
                 has them.
 
@@ -64,6 +69,8 @@ class Classifier:
             raise TypeError(f"got {sorted(unknown)}, allowed are {VIEW_FLAGS}")
         require(views is None or parse_views(views) is not None, "views", views, "like 5x3 or 1x1")
         checkpoint = read_checkpoint(str(model))
+        if labels:
+            checkpoint = with_labels(checkpoint, labels, prompt=prompt)
         try:
             view = override_view(checkpoint.view, views, view_flags)
         except ValueError as error:

@@ -48,6 +48,11 @@ class ScoreConfig:
     """A checkpoint folder (local, s3://, gs://, az://) or a Hugging Face Hub id."""
     output: Annotated[str, shown_as("URI")]
     """The folder that the results go to: predictions/ and _runs/. Give every night the same one."""
+    labels: Annotated[str | None, shown_as("LABEL;…|FILE")] = None
+    """For models that compare videos with texts (X-CLIP): what to tell apart, with semicolons between, or a file with a
+    label on each line."""
+    prompt: Annotated[str, shown_as("TEXT")] = "{}"
+    """With --labels: what such a model reads for a label, such as "a video of {}"."""
 
     extensions: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown_as(".EXT")] = ()
     """Also take files with this extension from folders; repeat the flag for several. The usual ones (.mp4, .mkv, …) are
@@ -163,6 +168,8 @@ class ScoreConfig:
         for extension in self.extensions:
             good = re.fullmatch(r"\.[^./\s]+(\.[^./\s]+)*", extension) is not None
             require(good and extension == extension.lower(), "--extensions", extension, "like .asf, in lower case")
+        require(not (self.embeddings and self.labels), "--embeddings", self.embeddings, "not with --labels")
+        require(self.prompt == "{}" or self.labels is not None, "--prompt", self.prompt, "a prompt with --labels")
         keep = self.keep_columns
         require(keep is None or all(self.kept_names), "--keep-columns", keep, "names like camera,site, or all")
         require(self.views is None or parse_views(self.views) is not None, "--views", self.views, "like 5x3 or 1x1")

@@ -10,13 +10,16 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vidray.checkpoints.checkpoint import read_checkpoint, result_key
+from vidray.checkpoints.checkpoint import read_checkpoint, require_labels, result_key, with_labels
+from vidray.checkpoints.convert import read_labels
 from vidray.errors import RunError, UsageError
 from vidray.models.families import require_stream
 from vidray.progress import Progress, format_bytes, format_seconds
@@ -57,6 +60,9 @@ class ScoreJob:
         self.progress = progress or Progress()
         self.store = Store(config.output, conditional=not config.allow_unconditional_store)
         self.checkpoint = read_checkpoint(config.model)
+        if config.labels is not None:
+            self.checkpoint = with_labels(self.checkpoint, _labels(config.labels), prompt=config.prompt)
+        require_labels(self.checkpoint)
         if config.streaming:
             require_stream(self.checkpoint.family, self.checkpoint.config)
         self.view = config.effective_view(self.checkpoint.meta.view)
@@ -127,7 +133,7 @@ class ScoreJob:
         self.config = dataclasses.replace(self.config, device=device, precision=precision)
         self._precision = precision
         self.result_key = result_key(
-            self.checkpoint.meta.fingerprint, self.view, precision=precision, embedding=self.config.embedding
+            self.checkpoint.fingerprint, self.view, precision=precision, embedding=self.config.embedding
         )
 
     @property
@@ -198,7 +204,7 @@ class ScoreJob:
         plan, account = plan_fresh(
             self.store,
             self.config,
-            fingerprint=self.checkpoint.meta.fingerprint,
+            fingerprint=self.checkpoint.fingerprint,
             view_config=self.view.to_json(),
             precision=self._precision,
             result_key=self.result_key,
@@ -229,7 +235,7 @@ class ScoreJob:
     def _constants(self, header: RunHeader) -> dict[str, Any]:
         return {
             "model": public_uri(self.config.model),
-            "fingerprint": self.checkpoint.meta.fingerprint,
+            "fingerprint": self.checkpoint.fingerprint,
             "view_config": self.view.to_json(),
             "result_key": self.result_key,
             "run_id": header.run_id,
@@ -305,6 +311,13 @@ class ScoreJob:
             return "no finished run of this model and views to estimate the time from"
         created_at, rate = max(rates)
         return f"about {format_seconds(num_videos / rate)} at the {rate:.1f} videos/s of the run of {created_at}"
+
+
+def _labels(text: str) -> list[str]:
+    """Labels with semicolons between, or the lines of a file."""
+    if ";" not in text and os.path.exists(text):
+        return read_labels(Path(text))
+    return [label.strip() for label in text.split(";")]
 
 
 def _lost_rows(rows: pa.Table, runner: Runner) -> pa.Table:

@@ -107,10 +107,11 @@ def evaluate(config: EvaluateConfig, *, log: Callable[[str], None] = print) -> d
 
     Raises UsageError, RunError or TooManyFailuresError.
     """
-    from vidray.checkpoints.checkpoint import read_checkpoint
+    from vidray.checkpoints.checkpoint import read_checkpoint, require_labels
     from vidray.training.evaluate_job import evaluate_checkpoint
 
     checkpoint = read_checkpoint(config.model)
+    require_labels(checkpoint)
     store = None if config.output is None else Store(config.output)
     if store is not None:
         store.probe()

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vidray.checkpoints.checkpoint import VIDRAY_FILE, Checkpoint, read_checkpoint
+from vidray.checkpoints.checkpoint import VIDRAY_FILE, Checkpoint, read_checkpoint, require_labels
 from vidray.errors import UsageError
 from vidray.sources.labels import LabelledManifest, LabelSource, load_labelled
 from vidray.sources.signed_urls import lacks_secrets, with_secrets
@@ -46,6 +46,7 @@ def prepare_output(config: TrainConfig, *, log: Callable[[str], None]) -> Traini
         UsageError: the source, the model or the output will not do, or the output is of a run with other settings.
     """
     checkpoint = read_checkpoint(config.model, require_head=False)
+    require_labels(checkpoint)
     config.view(checkpoint.view)  # refuses what the model cannot take
     store = Store(config.output)
     if not store.exists(SETTINGS_FILE):
