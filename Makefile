@@ -22,7 +22,7 @@ CHAOS := $(addprefix tests/,test_lost_ray.py storage/test_outages.py sandbox/tes
 	$(addprefix training/,test_trainer.py test_train_outages.py test_two_trainers.py test_lost_node.py))
 
 chaos: $(VENV)/installed
-	$(BIN)/python -m pytest -m "" $(CHAOS)
+	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile $(CHAOS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
