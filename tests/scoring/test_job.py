@@ -103,6 +103,7 @@ def test_every_part_says_all_that_the_schema_promises(tmp_path, model):
     assert json.loads(row["view_config"])["num_crops"] == 3
 
 
+@runs.ON_RAY_LONG
 def test_the_summary_accounts_for_every_listed_object_and_for_the_time(tmp_path, model, runner):
     videos, output = tmp_path / "videos", tmp_path / "out"
     runs.make_bucket(videos, num_videos=3)

@@ -111,7 +111,7 @@ sys.exit(cli.main(["score", *sys.argv[1:]]))
 """
 
 
-@pytest.mark.parametrize("victim", ["decode", "predict", "child", "device"])
+@pytest.mark.parametrize("victim", ["decode", "predict", "child", pytest.param("device", marks=pytest.mark.long)])
 def test_a_worker_killed_in_the_middle_of_a_block_loses_and_doubles_no_row(tmp_path, model, runner, victim):
     """The replay of the block has rows of other sizes and in another order, as after a timeout."""
     uris = runs.make_bucket(tmp_path / "videos", num_videos=64)
@@ -162,7 +162,7 @@ def test_an_object_overwritten_between_plan_and_fetch_is_a_changed_row_and_score
     [
         ("local", signal.SIGINT, 130),
         ("local", signal.SIGTERM, 143),
-        ("ray", signal.SIGINT, 130),
+        pytest.param("ray", signal.SIGINT, 130, marks=pytest.mark.long),
         pytest.param("ray", signal.SIGTERM, 143, marks=pytest.mark.long),
     ],
 )

@@ -26,7 +26,7 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize(("seconds", "code"), [("60", 0), ("0", 2)])
+@pytest.mark.parametrize(("seconds", "code"), [pytest.param("60", 0, marks=pytest.mark.long), ("0", 2)])
 def test_an_empty_cluster_is_waited_for_if_so_asked_and_else_refused_at_once(tmp_path, seconds, code):
     model = make_videomae(tmp_path / "model")
     uris = runs.make_bucket(tmp_path / "videos", num_videos=8)

@@ -79,6 +79,7 @@ def test_s3_is_away_in_the_middle_of_scoring(s3_server, s3_bucket, model, runner
     assert_complete(output, uris)
 
 
+@pytest.mark.long
 def test_an_outage_beyond_the_deadline_is_one_line_and_the_next_command_goes_on(s3_server, s3_bucket, model) -> None:
     uris, output = upload(s3_bucket), Store(f"{s3_bucket}/out")
     proxy = Outage(s3_server.endpoint.removeprefix("http://"))

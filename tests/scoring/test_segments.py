@@ -218,7 +218,7 @@ def test_a_driver_killed_in_the_middle_scores_each_video_once(tmp_path, model, n
     assert all(path.read_bytes() == data for path, data in before.items())
 
 
-@runs.ON_RAY_LONG
+@pytest.mark.long  # of streams, which go the same way, one is not
 def test_a_worker_killed_in_the_middle_loses_and_doubles_no_row(tmp_path, model, runner) -> None:
     uris = runs.make_bucket(tmp_path / "videos", num_videos=24)
     stages = faulty_streams(state=tmp_path / "state")

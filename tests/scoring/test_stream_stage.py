@@ -408,7 +408,8 @@ def test_nights_of_streaming_beside_others(tmp_path, model, videos, runner):
     assert len({row["result_key"] for row in runs.read_rows(output)}) == 3
 
 
-@pytest.mark.parametrize("name", ["local", pytest.param("ray", marks=pytest.mark.long)])
+@pytest.mark.long  # of segments, which go the same way, one is not
+@pytest.mark.parametrize("name", ["local", "ray"])
 def test_a_driver_killed_in_the_middle_streams_each_video_once(tmp_path, model, name):
     source, output = tmp_path / "videos", tmp_path / "out"
     uris = runs.make_bucket(source, num_videos=40, num_frames=240)

@@ -96,6 +96,7 @@ def test_motion_is_learnt(trained):
     assert facts(trained.output)["metrics"]["accuracy"] >= 0.9
 
 
+@pytest.mark.long
 def test_a_model_of_single_frames_does_not_learn_it(videos, tmp_path):
     """Else the task above could be solved without seeing motion."""
     model = make_model(tmp_path / "model", num_frames=1, tubelet_size=1)

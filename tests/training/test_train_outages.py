@@ -64,7 +64,7 @@ def test_s3_is_away_in_the_middle_of_training(s3_server, s3_bucket, model, secon
     assert facts["metrics"]["num_failed"] == 0
 
 
-@pytest.mark.long  # a score run's is not
+@pytest.mark.long
 def test_an_outage_beyond_the_deadline_is_no_bad_data(s3_server, s3_bucket, model) -> None:
     proxy = Outage(s3_server.endpoint.removeprefix("http://"))
     process = start_training(s3_bucket, model, proxy, "--fetch-deadline-seconds", "1", "--store-deadline-seconds", "30")

@@ -28,7 +28,7 @@ EXAMPLES = {
     ),
     "similar": (
         "vidray similar --output scores --to videos/a.mp4",
-        "vidray similar --output s3://bucket/scores/ --to s3://bucket/videos/a.mp4 --k 100",
+        "vidray similar --output s3://bucket/scores/ --duplicates 0.98",
     ),
     "preview": (
         "vidray preview --source videos/ --model MCG-NJU/videomae-base",

@@ -34,7 +34,7 @@ commands:
   score       score every video of the sources: one row per video, resumable, only what is new
   verify      check an output: parts against plans and keys, row by row
   export      write when something happens in each video: CSV, ActivityNet's JSON, chapters for a browser
-  similar     list the videos most like one of them, by their embeddings
+  similar     list the videos most like one of them, or pairs that are nearly the same, by their embeddings
   preview     show the clips that training or validation would see, as a contact sheet or an animation
   train       fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
   evaluate    evaluate a checkpoint on labelled videos
@@ -155,11 +155,12 @@ def export(arguments: list[str]) -> int:
 
 def similar(arguments: list[str]) -> int:
     """``vidray similar``."""
-    from vidray.results.similar import SimilarConfig
+    from vidray.results.similar import SimilarConfig, duplicates
     from vidray.results.similar import similar as find_similar
 
-    for neighbour in find_similar(parse(SimilarConfig, arguments, prog="vidray similar")):
-        print(f"{neighbour.similarity:.4f} {neighbour.uri}")
+    config = parse(SimilarConfig, arguments, prog="vidray similar")
+    for similarity, *uris in find_similar(config) if config.to is not None else duplicates(config):
+        print(f"{similarity:.4f} {' '.join(uris)}")
     return 0
 
 

@@ -1,12 +1,14 @@
-"""``vidray similar``: the videos whose embeddings are most like that of one of them.
+"""``vidray similar``: the videos whose embeddings are most like that of one of them, or pairs that are nearly the same.
 
-Every row is compared, part by part: the search is exact, and holds one part at a time.
+Every row is compared: the search is exact. For one video it holds one part at a time; for pairs the embeddings lie in a
+file, and it holds two blocks of that.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
@@ -22,21 +24,31 @@ from vidray.results.read import CurrentRows
 from vidray.storage.redaction import public_uri
 from vidray.types import Status
 
+_BLOCK = 2048
+_ROUNDING = 1e-5
+"""Of float32: what comes so near is looked at in float64."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimilarConfig:
-    """List the videos most like one of them, by the embeddings of vidray score --embeddings. Reads only."""
+    """List the videos most like one of them, or those that are nearly the same, by the embeddings of vidray score
+    --embeddings. Reads only."""
 
     output: Annotated[str, tyro.conf.arg(metavar="URI")]
     """The folder that vidray score wrote to."""
-    to: Annotated[str, tyro.conf.arg(metavar="URI")]
+    to: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
     """A video whose row is there: its `uri`; of a local file any path. Where several models scored it, only rows of the
     one that did so last are compared."""
     k: int = 20
-    """How many to list."""
+    """With --to: how many to list."""
+    duplicates: Annotated[float | None, tyro.conf.arg(metavar="SIMILARITY")] = None
+    """List all pairs at least so similar, such as 0.98, of the model that scored last."""
 
     def __post_init__(self) -> None:
         require(self.k >= 1, "--k", self.k, "at least 1")
+        require((self.to is None) != (self.duplicates is None), "--to", self.to, "a video, or --duplicates without it")
+        least = self.duplicates
+        require(least is None or 0 < least <= 1, "--duplicates", least, "above 0, and at most 1")
 
 
 class Neighbour(NamedTuple):
@@ -48,6 +60,14 @@ class Neighbour(NamedTuple):
     uri: str
 
 
+class Pair(NamedTuple):
+    """Two videos that are nearly the same."""
+
+    similarity: float
+    uri: str
+    other: str
+
+
 def similar(config: SimilarConfig) -> list[Neighbour]:
     """The most similar videos, best first; equal ones by their URIs. Only rows of one result key are compared.
 
@@ -55,6 +75,7 @@ def similar(config: SimilarConfig) -> list[Neighbour]:
         UsageError: the output has no embeddings, or none of that video.
         RunError: there are no rows, or the store failed.
     """
+    assert config.to is not None
     rows = CurrentRows(config.output)
     index = rows.index.filter(pc.equal(rows.index["status"], Status.OK.value))
     uri, key, vector_F = _find(rows, index, config.to)
@@ -66,6 +87,51 @@ def similar(config: SimilarConfig) -> list[Neighbour]:
         block = map(Neighbour, cosine(embeddings_NF, vector_F).tolist(), uris)
         best = heapq.nsmallest(config.k, [*best, *block], key=lambda other: (-other.similarity, other.uri))
     return best
+
+
+def duplicates(config: SimilarConfig) -> Iterator[Pair]:
+    """Every pair at least so similar, in the order of their parts. Embeddings that are 0 are like nothing.
+
+    Raises:
+        UsageError: the output has no embeddings.
+        RunError: there are no rows, or the store failed.
+    """
+    assert config.duplicates is not None
+    rows = CurrentRows(config.output)
+    index = rows.index.filter(pc.equal(rows.index["status"], Status.OK.value))
+    key = _last_key(rows, index)
+    uris: list[str] = []
+    with tempfile.TemporaryFile(prefix="vidray-similar-") as file:
+        width = 0
+        for some, embeddings_NF in _embeddings(rows, index.filter(pc.equal(index["result_key"], key))):
+            lengths = np.linalg.norm(embeddings_NF, axis=1, keepdims=True)
+            file.write((embeddings_NF / np.where(lengths > 0, lengths, 1)).astype(np.float32).tobytes())
+            uris += some
+            width = embeddings_NF.shape[1]
+        file.flush()
+        units_NF = np.memmap(file, np.float32, "r", shape=(len(uris), width))
+        for at in range(0, len(uris), _BLOCK):
+            for other in range(at, len(uris), _BLOCK):
+                yield from _pairs(units_NF, at, other, uris, least=config.duplicates)
+
+
+def _pairs(units_NF: np.ndarray, at: int, other: int, uris: list[str], *, least: float) -> Iterator[Pair]:
+    """The pairs between two blocks, or within one."""
+    rows, columns = np.array(units_NF[at : at + _BLOCK]), np.array(units_NF[other : other + _BLOCK])
+    close = np.argwhere(rows @ columns.T >= least - _ROUNDING)
+    for row, column in close[close[:, 0] + at < close[:, 1] + other]:
+        similarity = float(cosine(rows[row][None], columns[column])[0])
+        if similarity >= least:
+            yield Pair(similarity, *sorted((uris[at + row], uris[other + column])))
+
+
+def _last_key(rows: CurrentRows, index: pa.Table) -> str:
+    """The result key of the row that was scored last and has an embedding."""
+    recent = index.sort_by([("scored_at", "descending")])
+    for key in dict.fromkeys(recent["result_key"].to_pylist()):
+        if next(_embeddings(rows, index.filter(pc.equal(index["result_key"], key))), None) is not None:
+            return str(key)
+    raise UsageError(f"--output: {rows.uri} holds no embeddings; vidray score --embeddings makes them")
 
 
 def cosine(embeddings_NF: np.ndarray, vector_F: np.ndarray) -> np.ndarray:
