@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import pyarrow.compute as pc
+
 from vidray.errors import RunError
 from vidray.flags import require, shown_as
-from vidray.results.read import read
+from vidray.results.read import CurrentRows
 from vidray.storage.store import Store
 
 Format = Literal["csv", "activitynet", "webvtt"]
@@ -108,14 +111,18 @@ def export(config: ExportConfig) -> str | None:
     return next(iter(texts.values()))
 
 
-def _segments_of(output: str) -> list[tuple[str, list[dict[str, Any]]]]:
+def _segments_of(output: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """(uri, segments) of the videos that were scored in windows, by the model and windows that scored last."""
-    columns = ["uri", "result_key", "scored_at", "segments"]
-    rows = [row for row in read(output, columns=columns).to_pylist() if row["segments"] is not None]
-    if not rows:
-        raise RunError(f"{output} holds no segments; vidray score --segments SECONDS finds them")
-    last = max(rows, key=lambda row: row["scored_at"])["result_key"]
-    return [(row["uri"], row["segments"]) for row in rows if row["result_key"] == last]
+    rows = CurrentRows(output)
+    index = rows.index.sort_by([("scored_at", "descending")])
+    for key in dict.fromkeys(index["result_key"].to_pylist()):
+        mine = rows.index.filter(pc.equal(rows.index["result_key"], key))
+        blocks = (block.filter(block["segments"].is_valid()) for block in rows.blocks(mine, ["uri", "segments"]))
+        first = next((block for block in blocks if block.num_rows), None)
+        if first is not None:
+            every = itertools.chain([first], blocks)
+            return ((row["uri"], row["segments"]) for block in every for row in block.to_pylist())
+    raise RunError(f"{output} holds no segments; vidray score --segments SECONDS finds them")
 
 
 def _create(place: str, text: str) -> None:
