@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import vidray
 from tests.scoring.test_stream_stage import LIMITS, close, noisy_video, plan, scores_of
 from tests.support import runs
 from tests.support.checkpoints import TINY, make_family, make_stream, make_videomae
@@ -308,3 +309,23 @@ def test_an_hour_of_video_takes_little_more_memory_than_a_minute(tmp_path, model
     file_bytes = (tmp_path / "hour.mp4").stat().st_size
     assert long[3] - short[3] < file_bytes + 16 * 1024**2, "the predictor grew by more than the file that it fetched"
     assert long[4] - short[4] < 32 * 1024**2, "the decoder grew"
+
+
+@pytest.mark.long
+def test_a_whole_job_on_s3(s3_bucket, tmp_path, model, capsys) -> None:
+    """Videos, a manifest with columns of its own, and the output in a bucket; moments out of it."""
+    import s3fs
+
+    store = s3fs.S3FileSystem()
+    for number in range(6):
+        store.pipe_file(f"{s3_bucket}/videos/{number}.mp4", noisy_video(number, num_frames=61))
+    manifest = "uri,camera\n" + "".join(f"{s3_bucket}/videos/{number}.mp4,{number}\n" for number in range(6))
+    store.pipe_file(f"{s3_bucket}/manifest.csv", manifest.encode())
+    score(f"{s3_bucket}/manifest.csv", model, f"{s3_bucket}/out", keep_columns="camera")
+    rows = vidray.read(f"{s3_bucket}/out").to_pylist()
+    assert [(row["uri"], row["camera"], len(row["segments"])) for row in rows] == [
+        (f"{s3_bucket}/videos/{number}.mp4", number, 3) for number in range(6)
+    ]
+    assert cli(["export", "--output", f"{s3_bucket}/out", "--min-score", "0", "--to", f"{s3_bucket}/moments.csv"]) == 0
+    assert store.cat_file(f"{s3_bucket}/moments.csv").startswith(b"uri,start_seconds,")
+    assert cli(["verify", "--output", f"{s3_bucket}/out"]) == 0

@@ -11,8 +11,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
@@ -117,6 +119,36 @@ def test_whole_jobs_agree(tmp_path, capfd) -> None:
     flags = ["--epochs", "1", "--views", "1x1", "--no-flip", "--decoder", "pytorchvideo", "--max-failure-rate", "0.5"]
     assert cli(["train", *places, *flags]) == 0
     assert '"decoder": "pytorchvideo"' in (tmp_path / "trained/vidray.json").read_text()
+
+
+@pytest.mark.long
+def test_evaluations_agree(tmp_path) -> None:
+    """The labels that each finds for each video, and their scores."""
+    model = make_videomae(tmp_path / "model", labels=("left", "right"), initializer_range=0.02)
+    videos = runs.make_classes(tmp_path / "videos", num_videos=8, num_frames=12)
+    found = []
+    for decoder in ("vidray", "pytorchvideo"):
+        output = tmp_path / decoder
+        flags = ["--views", "2x1", "--decoder", decoder, "--device", "cpu", "--output", str(output)]
+        assert cli(["evaluate", "--source", str(videos), "--model", str(model), *flags]) == 0
+        found.append(pq.read_table(output / "evaluation.parquet").sort_by("uri").to_pylist())
+    assert len(found[0]) == 8
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine["uri"], mine["predicted"]) == (theirs["uri"], theirs["predicted"])
+        assert mine["score"] == pytest.approx(theirs["score"], abs=0.01)
+
+
+def test_previews_agree(tmp_path) -> None:
+    model = make_videomae(tmp_path / "model")
+    videos = runs.make_classes(tmp_path / "videos", num_videos=4, num_frames=12)
+    sheets = []
+    for decoder in ("vidray", "pytorchvideo"):
+        sheet = tmp_path / f"{decoder}.png"
+        places = ["--source", str(videos), "--model", str(model), "--output", str(sheet)]
+        assert cli(["preview", *places, "--no-augmented", "--decoder", decoder]) == 0
+        sheets.append(np.asarray(Image.open(sheet).convert("RGB")).astype(int))
+    assert np.abs(sheets[0] - sheets[1]).mean() < RESIZING
+    assert sheets[0].std() > 10 * RESIZING, "there is something to see"
 
 
 def test_too_little_memory_is_called_so_and_the_next_video_decodes() -> None:
