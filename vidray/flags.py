@@ -145,13 +145,16 @@ def _nearest(flag: str, flags: Mapping[str, Any]) -> str:
 
 def _check_number(flag: str, hint: Any, value: str) -> None:
     kinds = {kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None)}
-    if kinds in ({int}, {float}):
-        (kind,) = kinds
-        try:
-            kind(value)
-        except ValueError:
-            allowed = "a whole number" if kind is int else "a number"
-            raise UsageError(f"{flag}: got {value!r}, allowed is {allowed}") from None
+    words = choices_of(hint)
+    numbers = kinds & {int, float}
+    if len(numbers) != 1 or len(kinds - numbers) > bool(words) or value.lower() in words:
+        return
+    (kind,) = numbers
+    try:
+        kind(value)
+    except ValueError:
+        allowed = " or ".join(["a whole number" if kind is int else "a number", *words.values()])
+        raise UsageError(f"{flag}: got {value!r}, allowed is {allowed}") from None
 
 
 def config_file_arguments(values: dict[str, Any], *, given: set[str]) -> list[str]:

@@ -251,6 +251,8 @@ def test_windows_are_work_of_their_own_and_say_so_in_the_view_config(tmp_path, m
     [
         (["--segments", "0"], "--segments: got 0.0, allowed is a number of seconds, at least 0.1"),
         (["--segments", "-2"], "--segments: got -2.0, allowed is"),
+        (["--segments", "two"], "--segments: got 'two', allowed is a number or clip"),
+        (["--segments", "--top-k", "3"], "--segments: got '--top-k', allowed is a number or clip"),
         (["--segments", "nan"], "--segments: got nan, allowed is"),
         (["--segment-stride", "1"], "--segment-stride: got 1.0, allowed is a stride with --segments"),
         (["--segments", "2", "--segment-stride", "0.01"], "--segment-stride: got 0.01, allowed is"),
