@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,12 @@ class ScoreJob:
 
     def _fresh_plan(self) -> Plan:
         self.progress.stage("listing the sources")
+        started = time.perf_counter()
+
+        def report(count: int) -> None:
+            rate = count / max(time.perf_counter() - started, 0.1)
+            self.progress.stage(f"listing the sources: {count:,} objects · {rate:,.0f}/s")
+
         plan, account = plan_fresh(
             self.store,
             self.config,
@@ -208,7 +215,7 @@ class ScoreJob:
             view_config=self.view.to_json(),
             precision=self._precision,
             result_key=self.result_key,
-            on_progress=lambda count: self.progress.stage(f"listing the sources: {count:,} objects"),
+            on_progress=report,
         )
         self._tally.listed, self._tally.deferred, self._tally.given_up = plan.header, account.deferred, account.given_up
         return plan
