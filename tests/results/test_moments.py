@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pytest
 
+from tests.support.http_server import FileServer
+from tests.support.videos import make_video
 from vidray.cli.main import main as cli
 from vidray.results.moments import Moment, merge, names_of, to_webvtt
 from vidray.scoring.output import PREDICTION_SCHEMA, parquet_bytes, part_path
@@ -143,3 +148,32 @@ def test_an_output_without_segments_is_said_to_be_one(output: Path, tmp_path: Pa
     )
     assert cli(["export", "--output", str(tmp_path / "other")]) == 1
     assert "holds no segments; vidray score --segments SECONDS finds them" in capsys.readouterr().err
+
+
+PAGE = """<video src="clip.webm"><track kind="chapters" src="clip.vtt" default></video><pre></pre><script>
+const track = document.querySelector("track");
+track.track.mode = "hidden";
+track.onload = () => {
+    const cues = [...track.track.cues].map(c => [c.startTime, c.endTime, c.getCueAsHTML().textContent]);
+    document.querySelector("pre").textContent = "CUES " + JSON.stringify(cues) + " END";
+};
+</script>"""
+
+
+@pytest.mark.long
+def test_a_browser_reads_the_chapters(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium (apt-get install chromium)")
+    moments = merge("v", windows((0, 4, "run", 0.9), (3.5, 7.25, "a --> b & <c>", 0.8)), min_score=0)
+    (tmp_path / "clip.vtt").write_text(to_webvtt(moments))
+    (tmp_path / "clip.webm").write_bytes(make_video(num_frames=60, container="webm", codec="libvpx-vp9"))
+    (tmp_path / "page.html").write_text(PAGE)
+    off = ["quic", "background-networking", "component-update", "sync", "gpu"]
+    flags = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in off)]
+    with FileServer(tmp_path) as server:
+        places = [f"--user-data-dir={tmp_path}/user", f"{server.url}/page.html"]
+        command = [chromium, *flags, "--virtual-time-budget=8000", "--dump-dom", *places]
+        page = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    found = json.loads(html.unescape(re.search(r"CUES (.*?) END</pre>", page)[1]))
+    assert found == [[0, 4, "run"], [3.5, 7.25, "a --> b & <c>"]]
