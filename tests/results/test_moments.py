@@ -126,6 +126,23 @@ def test_webvtt_is_a_file_for_each_video(output: Path, tmp_path: Path, capsys) -
     assert "a --&gt; b &amp; &lt;c&gt;" in (tmp_path / "chapters/two <1>.vtt").read_text()
 
 
+def test_no_uri_leads_out_of_the_folder(tmp_path: Path) -> None:
+    empty = dict.fromkeys(PREDICTION_SCHEMA.names)
+    uris = ("s3://b/x/../up.mp4", "s3://b/y/up.mp4")
+    rows = [
+        empty | {"uri": uri, "status": "ok", "result_key": "k", "scored_at": 1, "segments": SEGMENTS[:1]}
+        for uri in uris
+    ]
+    table = pa.Table.from_pylist(rows, PREDICTION_SCHEMA)
+    Store(str(tmp_path / "out")).create(part_path("r", 0), parquet_bytes(table, {}))
+    place = tmp_path / "inner" / "chapters"
+    assert cli(["export", "--output", str(tmp_path / "out"), "--format", "webvtt", "--to", str(place)]) == 0
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.vtt")) == [
+        "inner/chapters/_/up.vtt",
+        "inner/chapters/y/up.vtt",
+    ]
+
+
 def test_times_of_webvtt_are_rounded_as_a_whole() -> None:
     moment = Moment(uri="v", start_seconds=59.9996, end_seconds=3723.5, label="x", score=1, mean_score=1)
     assert "00:01:00.000 --> 01:02:03.500" in to_webvtt([moment])

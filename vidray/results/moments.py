@@ -105,7 +105,9 @@ def export(config: ExportConfig) -> str | None:
     names, texts = names_of(moments), {uri: to_webvtt(found) for uri, found in moments.items()}
     if config.to is not None:
         for uri, text in texts.items():
-            _create(f"{config.to.rstrip('/')}/{names[uri]}.vtt", text)
+            # Keys of a bucket may hold .., and would lead out of the folder.
+            parts = ["_" if part in ("", ".", "..") else part for part in names[uri].split("/")]
+            _create(f"{config.to.rstrip('/')}/{'/'.join(parts)}.vtt", text)
         return None
     require(len(texts) == 1, "--to", None, f"a folder for the files of {len(texts):,} videos")
     return next(iter(texts.values()))
