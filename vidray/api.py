@@ -19,6 +19,7 @@ from vidray.types import Limits
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from vidray.progress import Progress
     from vidray.scoring.classifier import Classifier
     from vidray.scoring.verdict import Verdict
 
@@ -56,12 +57,11 @@ def score(
         RunError: the run could not go on; the same call goes on from there.
         TooManyFailuresError: all rows are written, but more videos than ``max_failure_rate`` have no scores.
     """
-    from vidray.progress import Progress
     from vidray.scoring.config import ScoreConfig
     from vidray.scoring.job import ScoreJob
 
     config = make_config(ScoreConfig, source=source, model=model, output=output, **options)
-    progress = Progress(out=io.StringIO() if quiet else None)
+    progress = _progress(quiet)
     prepare_process(config, on_wait=progress.say)
     job = ScoreJob(config, progress=progress)
     job.run()
@@ -110,7 +110,7 @@ def evaluate(source: Place | Sequence[Place], model: Place, *, quiet: bool = Fal
     config = make_config(EvaluateConfig, source=source, model=model, **options)
     log = _logger(quiet)
     prepare_process(config, on_wait=log)
-    return run_evaluation(config, log=log)
+    return run_evaluation(config, log=log, progress=_progress(quiet))
 
 
 def load(model: Place, **options: Any) -> Classifier:
@@ -181,6 +181,12 @@ def prepare_process(config: Any, *, on_wait: Callable[[str], None]) -> None:
     """
     redaction.configure(getattr(config, "secret_parameters", ()))
     retry.configure(deadline_seconds=getattr(config, "store_deadline_seconds", None), on_wait=on_wait)
+
+
+def _progress(quiet: bool) -> Progress:
+    from vidray.progress import Progress
+
+    return Progress(out=io.StringIO() if quiet else None)
 
 
 def _logger(quiet: bool) -> Callable[[str], None]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vidray.checkpoints.checkpoint import read_checkpoint
 from vidray.errors import UsageError
 from vidray.progress import Progress
 from vidray.results.detection import mean_average_precision
@@ -23,16 +21,25 @@ from vidray.training.config import EvaluateConfig
 from vidray.training.loop.checkpoint_writer import overwrite
 
 
-def evaluate(config: EvaluateConfig, *, log: Callable[[str], None] = print) -> dict[str, Any]:
+def evaluate(
+    config: EvaluateConfig, *, log: Callable[[str], None] = print, progress: Progress | None = None
+) -> dict[str, Any]:
     """Evaluate a checkpoint; returns its figures, and writes them to ``config.output`` if there is one.
+
+    Args:
+        progress: of the score run that finds moments; None: on standard error.
 
     Raises:
         UsageError, RunError, TooManyFailuresError.
     """
-    return job.evaluate(config, log=log) if config.segments is None else evaluate_segments(config, log=log)
+    if config.segments is None:
+        return job.evaluate(config, log=log)
+    return evaluate_segments(config, log=log, progress=progress)
 
 
-def evaluate_segments(config: EvaluateConfig, *, log: Callable[[str], None] = print) -> dict[str, Any]:
+def evaluate_segments(
+    config: EvaluateConfig, *, log: Callable[[str], None], progress: Progress | None
+) -> dict[str, Any]:
     """Scores the windows of all labelled videos, merges them to moments, and holds these against the labels.
 
     Returns:
@@ -43,18 +50,18 @@ def evaluate_segments(config: EvaluateConfig, *, log: Callable[[str], None] = pr
         UsageError: a label is not the model's, or has no end.
         RunError, TooManyFailuresError: as a score run.
     """
-    table = job.labelled_rows(config, read_checkpoint(config.model).labels)
-    truths = [_truth(row) for row in table.select(["uri", "label", "start_seconds", "end_seconds"]).to_pylist()]
-    with _folder(config.output) as output, tempfile.TemporaryDirectory(prefix="vidray-evaluate-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="vidray-evaluate-") as temporary:
         manifest = Path(temporary, "videos.jsonl")
-        places = {row["path"].decode() if row["path"] else row["uri"] for row in table.to_pylist()}
+        output = f"{temporary if config.output is None else config.output.rstrip('/')}/scores"
+        scoring = ScoreJob(_score_config(config, source=str(manifest), output=output), progress=progress)
+        labelled = job.labelled_rows(config, scoring.checkpoint.labels).to_pylist()
+        truths = [_truth(row) for row in labelled]
+        places = {row["path"].decode() if row["path"] else row["uri"] for row in labelled}
         manifest.write_text("".join(json.dumps({"uri": place}) + "\n" for place in sorted(places)))
-        ScoreJob(_score_config(config, source=str(manifest), output=output), progress=Progress()).run()
-        columns = ["uri", "result_key", "scored_at", "status", "segments"]
-        rows = read(output, columns=columns).to_pylist()
-    last = max(rows, key=lambda row: row["scored_at"])["result_key"]
+        scoring.run()
+        rows = read(output, columns=["uri", "result_key", "status", "segments"]).to_pylist()
     wanted = {truth.uri for truth in truths}
-    rows = [row for row in rows if row["result_key"] == last and row["uri"] in wanted]
+    rows = [row for row in rows if row["result_key"] == scoring.result_key and row["uri"] in wanted]
     found = [m for row in rows for m in merge(row["uri"], row["segments"] or [], min_score=config.min_score)]
     figures = {
         "num_videos": len(wanted),
@@ -90,16 +97,6 @@ def _truth(row: dict[str, Any]) -> Moment:
     if end is None:
         raise UsageError(f"--segments: {row['uri']} is labelled {row['label']!r} without an end; `end` must be there")
     return Moment(uri=row["uri"], start_seconds=start, end_seconds=end, label=row["label"], score=1.0, mean_score=1.0)
-
-
-@contextlib.contextmanager
-def _folder(output: str | None) -> Iterator[str]:
-    """Where the scores go."""
-    if output is not None:
-        yield output.rstrip("/") + "/scores"
-        return
-    with tempfile.TemporaryDirectory(prefix="vidray-evaluate-") as folder:
-        yield folder
 
 
 def _score_config(config: EvaluateConfig, *, source: str, output: str) -> ScoreConfig:

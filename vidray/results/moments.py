@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
-
-import pyarrow.compute as pc
 
 from vidray.errors import RunError
 from vidray.flags import require, shown_as
@@ -95,7 +92,13 @@ def export(config: ExportConfig) -> str | None:
         UsageError: it cannot be printed.
         RunError: there are no segments, or the place is taken, or a store failed.
     """
-    moments = {uri: merge(uri, segments, min_score=config.min_score) for uri, segments in _segments_of(config.output)}
+    moments = {
+        row["uri"]: merge(row["uri"], row["segments"], min_score=config.min_score)
+        for block in CurrentRows(config.output).latest("segments")
+        for row in block.to_pylist()
+    }
+    if not moments:
+        raise RunError(f"{config.output} holds no segments; vidray score --segments SECONDS finds them")
     if config.format != "webvtt":
         text = to_csv(moments) if config.format == "csv" else to_activitynet(moments)
         if config.to is None:
@@ -111,20 +114,6 @@ def export(config: ExportConfig) -> str | None:
         return None
     require(len(texts) == 1, "--to", None, f"a folder for the files of {len(texts):,} videos")
     return next(iter(texts.values()))
-
-
-def _segments_of(output: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(uri, segments) of the videos that were scored in windows, by the model and windows that scored last."""
-    rows = CurrentRows(output)
-    index = rows.index.sort_by([("scored_at", "descending")])
-    for key in dict.fromkeys(index["result_key"].to_pylist()):
-        mine = rows.index.filter(pc.equal(rows.index["result_key"], key))
-        blocks = (block.filter(block["segments"].is_valid()) for block in rows.blocks(mine, ["uri", "segments"]))
-        first = next((block for block in blocks if block.num_rows), None)
-        if first is not None:
-            every = itertools.chain([first], blocks)
-            return ((row["uri"], row["segments"]) for block in every for row in block.to_pylist())
-    raise RunError(f"{output} holds no segments; vidray score --segments SECONDS finds them")
 
 
 def _create(place: str, text: str) -> None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vidray.errors import RunError
@@ -77,6 +78,18 @@ class CurrentRows:
     def uri(self) -> str:
         """Of the output."""
         return self._store.uri
+
+    def latest(self, column: str) -> Iterator[pa.Table]:
+        """``uri`` and a column, a part at a time, of the rows that have it, by the model and views that scored last; of
+        those by which no row has it, nothing."""
+        for key in dict.fromkeys(self.index.sort_by([("scored_at", "descending")])["result_key"].to_pylist()):
+            mine = self.index.filter(pc.equal(self.index["result_key"], key))
+            blocks = (block.filter(block[column].is_valid()) for block in self.blocks(mine, ["uri", column]))
+            filled = (block for block in blocks if block.num_rows)
+            if (first := next(filled, None)) is not None:
+                yield first
+                yield from filled
+                return
 
     def blocks(self, index: pa.Table, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Some columns of some of the rows, which are given as rows of ``index`` in their order: a part at a time."""

@@ -16,10 +16,9 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tyro
 
 from vidray.errors import RunError, UsageError
-from vidray.flags import require
+from vidray.flags import require, shown_as
 from vidray.results.read import CurrentRows
 from vidray.storage.redaction import public_uri
 from vidray.types import Status
@@ -34,14 +33,14 @@ class SimilarConfig:
     """List the videos most like one of them, or those that are nearly the same, by the embeddings of vidray score
     --embeddings. Reads only."""
 
-    output: Annotated[str, tyro.conf.arg(metavar="URI")]
+    output: Annotated[str, shown_as("URI")]
     """The folder that vidray score wrote to."""
-    to: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    to: Annotated[str | None, shown_as("URI")] = None
     """A video whose row is there: its `uri`; of a local file any path. Where several models scored it, only rows of the
     one that did so last are compared."""
     k: int = 20
     """With --to: how many to list."""
-    duplicates: Annotated[float | None, tyro.conf.arg(metavar="SIMILARITY")] = None
+    duplicates: Annotated[float | None, shown_as("SIMILARITY")] = None
     """List all pairs at least so similar, such as 0.98, of the model that scored last."""
 
     def __post_init__(self) -> None:
@@ -98,16 +97,16 @@ def duplicates(config: SimilarConfig) -> Iterator[Pair]:
     """
     assert config.duplicates is not None
     rows = CurrentRows(config.output)
-    index = rows.index.filter(pc.equal(rows.index["status"], Status.OK.value))
-    key = _last_key(rows, index)
     uris: list[str] = []
     with tempfile.TemporaryFile(prefix="vidray-similar-") as file:
         width = 0
-        for some, embeddings_NF in _embeddings(rows, index.filter(pc.equal(index["result_key"], key))):
+        for some, embeddings_NF in map(_embeddings_of, rows.latest("embedding")):
             lengths = np.linalg.norm(embeddings_NF, axis=1, keepdims=True)
             file.write((embeddings_NF / np.where(lengths > 0, lengths, 1)).astype(np.float32).tobytes())
             uris += some
             width = embeddings_NF.shape[1]
+        if not uris:
+            raise _no_embeddings(rows)
         file.flush()
         units_NF = np.memmap(file, np.float32, "r", shape=(len(uris), width))
         for at in range(0, len(uris), _BLOCK):
@@ -123,15 +122,6 @@ def _pairs(units_NF: np.ndarray, at: int, other: int, uris: list[str], *, least:
         similarity = float(cosine(rows[row][None], columns[column])[0])
         if similarity >= least:
             yield Pair(similarity, *sorted((uris[at + row], uris[other + column])))
-
-
-def _last_key(rows: CurrentRows, index: pa.Table) -> str:
-    """The result key of the row that was scored last and has an embedding."""
-    recent = index.sort_by([("scored_at", "descending")])
-    for key in dict.fromkeys(recent["result_key"].to_pylist()):
-        if next(_embeddings(rows, index.filter(pc.equal(index["result_key"], key))), None) is not None:
-            return str(key)
-    raise UsageError(f"--output: {rows.uri} holds no embeddings; vidray score --embeddings makes them")
 
 
 def cosine(embeddings_NF: np.ndarray, vector_F: np.ndarray) -> np.ndarray:
@@ -151,8 +141,12 @@ def _find(rows: CurrentRows, index: pa.Table, video: str) -> tuple[str, str, np.
         for (uri,), (vector_F,) in _embeddings(rows, row):
             return uri, row["result_key"][0].as_py(), vector_F
     if next(_embeddings(rows, index), None) is None:
-        raise UsageError(f"--output: {rows.uri} holds no embeddings; vidray score --embeddings makes them")
+        raise _no_embeddings(rows)
     raise UsageError(f"--to: got {public_uri(video)!r}, allowed is the uri of a row of {rows.uri} with an embedding")
+
+
+def _no_embeddings(rows: CurrentRows) -> UsageError:
+    return UsageError(f"--output: {rows.uri} holds no embeddings; vidray score --embeddings makes them")
 
 
 def _embeddings(rows: CurrentRows, index: pa.Table) -> Iterator[tuple[list[str], np.ndarray]]:
@@ -160,5 +154,9 @@ def _embeddings(rows: CurrentRows, index: pa.Table) -> Iterator[tuple[list[str],
     for block in rows.blocks(index, ["uri", "embedding"]):
         known = block.filter(block["embedding"].is_valid())
         if known.num_rows:
-            values = known["embedding"].combine_chunks().flatten().to_numpy()
-            yield known["uri"].to_pylist(), values.reshape(known.num_rows, -1)
+            yield _embeddings_of(known)
+
+
+def _embeddings_of(block: pa.Table) -> tuple[list[str], np.ndarray]:
+    values = block["embedding"].combine_chunks().flatten().to_numpy()
+    return block["uri"].to_pylist(), values.reshape(block.num_rows, -1)
