@@ -22,6 +22,7 @@ from vidray.scoring.predictor import (
     DTYPES,
     MAX_MESSAGE,
     Precision,
+    choose_device,
     choose_precision,
     device_lost,
     load_network,
@@ -76,15 +77,14 @@ class BatchingPredictor(ABC):
         view: the effective view config, of chunks.
         device: ``"auto"`` (CUDA if there is one, else the CPU) or any torch device.
         precision: see ``choose_precision``.
-        max_videos: in one batch.
-        max_frames: in one batch, if it has more than one video.
-        num_lanes: CPU threads that run batches of their own, side by side.
-        num_threads: CPU threads, for the whole process.
+        max_videos: in one batch, at most.
+        num_threads: CPU threads, for the whole process. Each runs batches of its own, or all share one
+            (``has_lanes``).
         top_k: how many labels ``best`` returns.
         embedding: which embeddings are asked for, if any.
 
     Raises:
-        UsageError: the checkpoint cannot be loaded, or the device is not there.
+        UsageError: the checkpoint cannot be loaded, cannot take such chunks, or the device is not there.
     """
 
     def __init__(
@@ -92,29 +92,37 @@ class BatchingPredictor(ABC):
         checkpoint: Checkpoint,
         *,
         view: ViewConfig,
-        device: torch.device,
-        precision: Precision,
-        max_videos: int,
-        max_frames: int,
-        num_lanes: int,
-        num_threads: int | None,
-        top_k: int,
+        device: str = "auto",
+        precision: Precision = "auto",
+        max_videos: int = 16,
+        num_threads: int | None = None,
+        top_k: int = 5,
         embedding: EmbeddingKind | None = None,
     ) -> None:
         check_view(view, config=checkpoint.config, family=checkpoint.family)
-        self.checkpoint, self.view, self.device = checkpoint, view, device
-        self.precision = choose_precision(precision, device)
+        self.checkpoint, self.view, self.device = checkpoint, view, choose_device(device)
+        self.precision = choose_precision(precision, self.device)
         self._dtype, self._top_k = DTYPES[self.precision], top_k
-        self._max_videos, self._max_frames = max_videos, max_frames
+        self._max_videos, self._max_frames = self.batch_limits(max_videos)
+        num_lanes = num_threads or 1 if self.device.type == "cpu" and self.has_lanes else 1
         if num_threads is not None:
             torch.set_num_threads(1 if num_lanes > 1 else num_threads)
-        self._model: Any = load_network(checkpoint, dtype=self._dtype, device=device)
+        self._model: Any = load_network(checkpoint, dtype=self._dtype, device=self.device)
         self.embedding = embedding
         self._tap = FeatureTap(self._model, checkpoint.family) if embedding else None
         self._waiting: deque[Request] = deque()
         self._has_news = threading.Condition()
         for lane in range(num_lanes):
             threading.Thread(target=self._serve, name=f"vidray-predict-{lane}", daemon=True).start()
+
+    @property
+    @abstractmethod
+    def has_lanes(self) -> bool:
+        """Whether on a CPU each thread runs batches of its own."""
+
+    @abstractmethod
+    def batch_limits(self, max_videos: int) -> tuple[int, int]:
+        """Videos in one batch, at most; and frames, if there is more than one video."""
 
     @abstractmethod
     def begin(self) -> VideoScores:

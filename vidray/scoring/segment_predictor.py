@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from vidray.checkpoints.checkpoint import Checkpoint
 from vidray.errors import VideoError
 from vidray.models.predict import embed, forward_views
 from vidray.scoring.batching import NO_FRAME, BatchingPredictor, Request, VideoScores
-from vidray.scoring.predictor import Precision, choose_device, default_batch_size
+from vidray.scoring.predictor import default_batch_size
 from vidray.scoring.stages import score_columns
-from vidray.types import EmbeddingKind, Status, ViewConfig
+from vidray.types import Status
 from vidray.video.sampling import Chunk
 
 import torch  # isort: skip  # after the predictor, which tells its threads how to wait
@@ -88,45 +87,15 @@ class SegmentScores(VideoScores):
 
 
 class SegmentPredictor(BatchingPredictor):
-    """Scores windows with a checkpoint.
+    """Scores windows with a checkpoint; ``view`` has ``span="segments"``."""
 
-    Args:
-        view: the effective view config, with ``span="segments"``.
-        num_threads: CPU threads, for the whole process. Each runs batches of its own, except in networks of 3D
-            convolutions, where all share one.
-        device, precision, top_k, embedding: as `BatchingPredictor`.
+    @property
+    def has_lanes(self) -> bool:
+        return self.checkpoint.family.batches_side_by_side
 
-    Raises:
-        UsageError: the checkpoint cannot be loaded, or cannot take such windows, or the device is not there.
-    """
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        view: ViewConfig,
-        device: str = "auto",
-        precision: Precision = "auto",
-        max_videos: int = 16,
-        num_threads: int | None = None,
-        top_k: int = 5,
-        embedding: EmbeddingKind | None = None,
-    ) -> None:
-        chosen = choose_device(device)
-        has_lanes = chosen.type == "cpu" and checkpoint.family.batches_side_by_side
-        max_windows = min(max_videos, default_batch_size(view, chosen))
-        super().__init__(
-            checkpoint,
-            view=view,
-            device=chosen,
-            precision=precision,
-            max_videos=max_windows,
-            max_frames=max_windows * view.num_frames,
-            num_lanes=num_threads or 1 if has_lanes else 1,
-            num_threads=num_threads,
-            top_k=top_k,
-            embedding=embedding,
-        )
+    def batch_limits(self, max_videos: int) -> tuple[int, int]:
+        max_windows = min(max_videos, default_batch_size(self.view, self.device))
+        return max_windows, max_windows * self.view.num_frames
 
     def begin(self) -> SegmentScores:
         return SegmentScores(self)

@@ -17,9 +17,8 @@ from vidray.errors import VideoError
 from vidray.models.families import require_stream
 from vidray.models.predict import normalise
 from vidray.scoring.batching import NO_FRAME, BatchingPredictor, Request, VideoScores
-from vidray.scoring.predictor import Precision, choose_device
 from vidray.scoring.stages import score_columns
-from vidray.types import Status, ViewConfig
+from vidray.types import Status
 from vidray.video.sampling import Chunk
 
 import torch  # isort: skip  # after the predictor, which tells its threads how to wait
@@ -78,43 +77,23 @@ class StreamScores(VideoScores):
 
 
 class StreamPredictor(BatchingPredictor):
-    """Scores streams with a checkpoint. ``step`` is for many threads at once, one per video.
-
-    Args:
-        view: the effective view config, with ``span="stream"``.
-        max_videos: in one batch.
-        num_threads: CPU threads, for the whole process; each runs batches of its own.
-        device, precision, top_k: as `BatchingPredictor`.
+    """Scores streams with a checkpoint; ``view`` has ``span="stream"``. ``step`` is for many threads at once, one per
+    video.
 
     Raises:
-        UsageError: the checkpoint cannot be loaded, cannot stream, or the device is not there.
+        UsageError: as `BatchingPredictor`, or the network cannot stream.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        view: ViewConfig,
-        device: str = "auto",
-        precision: Precision = "auto",
-        max_videos: int = 16,
-        num_threads: int | None = None,
-        top_k: int = 5,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, **settings: Any) -> None:
         require_stream(checkpoint.family, checkpoint.config)
-        chosen = choose_device(device)
-        on_cpu = chosen.type == "cpu"
-        super().__init__(
-            checkpoint,
-            view=view,
-            device=chosen,
-            precision=precision,
-            max_videos=max_videos,
-            max_frames=_CPU_FRAMES if on_cpu else max_videos * view.num_frames,
-            num_lanes=num_threads or 1 if on_cpu else 1,
-            num_threads=num_threads,
-            top_k=top_k,
-        )
+        super().__init__(checkpoint, **settings)
+
+    @property
+    def has_lanes(self) -> bool:
+        return True
+
+    def batch_limits(self, max_videos: int) -> tuple[int, int]:
+        return max_videos, _CPU_FRAMES if self.device.type == "cpu" else max_videos * self.view.num_frames
 
     def step(self, frames_THWC: np.ndarray, state: Any = None) -> Step:
         """The next frames of one video, uint8 (T, H, W, C), T at least 1; ``state``: of its last step, None at first.

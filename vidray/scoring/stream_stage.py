@@ -76,7 +76,7 @@ class StreamStage:
             max_videos=num_videos,
             num_threads=num_threads,
             top_k=top_k,
-            **({} if embedding is None else {"embedding": embedding}),  # which streams do not have
+            embedding=embedding,
         )
 
     def __call__(self, block: pa.Table) -> pa.Table:
