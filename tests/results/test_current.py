@@ -17,13 +17,17 @@ from vidray.storage.store import Store
 QUERIES = re.findall(r"```sql\n-- current\n(.*?)```", (ROOT / "docs" / "output.md").read_text(), re.DOTALL)
 
 
-def night(day: int, *values, key: str = "k", is_old: bool = False) -> pa.Table:
+def night(day: int, *values, key: str = "k", is_old: bool = False, span=(None, None)) -> pa.Table:
     """Rows of a run that was planned on this day; ``is_old``: written before there was such a column."""
     table = rows(*values, key=key)
     time = pa.repeat(pa.scalar(datetime.datetime(2026, 11, day, tzinfo=datetime.UTC), TIME_TYPE), table.num_rows)
     for name in ("planned_at", "scored_at"):
         table = table.set_column(table.schema.get_field_index(name), name, time)
-    return table.drop_columns(["planned_at", "video_attempts", "precision"]) if is_old else table
+    for name, seconds in zip(("start_seconds", "end_seconds"), span, strict=True):
+        column = pa.repeat(pa.scalar(seconds, pa.float64()), table.num_rows)
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    newer = ["planned_at", "video_attempts", "precision", "start_seconds", "end_seconds"]
+    return table.drop_columns(newer) if is_old else table
 
 
 NIGHTS = [
@@ -33,6 +37,8 @@ NIGHTS = [
     night(3, ("a", "1", "ok", 1), ("c", "2", "ok", 1), key="another model"),
     night(4, ("e", "1", "ok", 1)),
     night(5, ("e", "2", "ok", 1)),
+    night(6, ("e", "2", "corrupt", 1), ("d", None, "corrupt", 1), span=(1.0, 2.0)),
+    night(7, ("e", "2", "ok", 2), span=(1.0, 2.0)),
 ]
 EXPECTED = [
     ("a", "another model", "1", "ok", 1),
@@ -40,8 +46,10 @@ EXPECTED = [
     ("b", "k", "1", "corrupt", 2),  # the last attempt
     ("c", "another model", "2", "ok", 1),
     ("c", "k", "2", "fetch_failed", 2),  # of the version that is there now, although the one before was scored
+    ("d", "k", None, "corrupt", 1),  # of a span, which has rows of its own
     ("d", "k", None, "ok", 1),
     ("e", "k", "2", "ok", 1),
+    ("e", "k", "2", "ok", 2),
 ]
 
 

@@ -24,11 +24,12 @@ def plan_rows(num_rows: int) -> pa.Table:
     uris = [f"/videos/{i:05d}.mp4" for i in range(num_rows)]
     before = pa.array([i % 3 for i in range(num_rows)], pa.int32())
     etags = [f"e{i}" for i in range(num_rows)]
-    return pa.table({ROW: np.arange(num_rows), "uri": uris, "etag": etags, "video_attempts": before})
+    table = pa.table({ROW: np.arange(num_rows), "uri": uris, "etag": etags, "video_attempts": before})
+    return output.with_spans(table)
 
 
 def predicted(plan: pa.Table, rows: list[int]) -> pa.Table:
-    table = plan.take(rows).drop_columns(["video_attempts"])
+    table = plan.take(rows).drop_columns(["video_attempts", "start_seconds", "end_seconds"])
     return table.append_column("status", pa.array(["ok"] * len(rows))).append_column(
         "label", pa.array([f"label of {row}" for row in rows])
     )
@@ -37,7 +38,7 @@ def predicted(plan: pa.Table, rows: list[int]) -> pa.Table:
 def full(table: pa.Table) -> pa.Table:
     """``table`` with the prediction columns that a test does not care for."""
     for field in PREDICTION_SCHEMA:
-        if field.name not in {*table.column_names, *CONSTANTS, "video_attempts"}:
+        if field.name not in {*table.column_names, *CONSTANTS, "video_attempts", "start_seconds", "end_seconds"}:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     return table
 

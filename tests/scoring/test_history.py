@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
 
 from vidray.errors import RunError
-from vidray.scoring import history
+from vidray.scoring import history, output
 from vidray.scoring.output import PREDICTION_SCHEMA, parquet_bytes, part_path
+from vidray.sources.rows import Span
 from vidray.storage.store import Store
 from vidray.types import Status
 
 KEY = "result-key"
 
 
-def listed(*videos: tuple[str, str | None]) -> pa.Table:
+def listed(*videos: tuple[str, str | None], spans: Sequence[Span] = ()) -> pa.Table:
     return pa.table(
         {
             "uri": pa.array([uri for uri, _ in videos], pa.string()),
             "path": pa.nulls(len(videos), pa.binary()),
             "size_bytes": pa.array([1] * len(videos), pa.int64()),
             "etag": pa.array([etag for _, etag in videos], pa.string()),
+            "start_seconds": pa.array([start for start, _ in spans] or [None] * len(videos), pa.float64()),
+            "end_seconds": pa.array([end for _, end in spans] or [None] * len(videos), pa.float64()),
         }
     )
 
@@ -49,6 +53,19 @@ def rows(*values: tuple[str, str | None, str, int], key: str = KEY, video_attemp
 def test_keys_never_change_with_a_library():
     key = history.keys_of(rows(("s3://b/ä b.mp4", "e", "ok", 1)))["key"][0].as_py()
     assert key == hashlib.md5("s3://b/ä b.mp4\x1fe\x1fresult-key".encode()).digest()
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "span"),
+    [(None, None, ""), (0.1, 0.3, "\x1f100000-300000"), (2.5, None, "\x1f2500000"), (None, 1e4, "\x1f0-10000000000")],
+)
+def test_a_span_is_part_of_the_key_where_there_is_one_in_whole_microseconds(start, end, span):
+    of_span = output.with_spans(rows(("/a", "e", "ok", 1)).drop_columns(["start_seconds", "end_seconds"]))
+    for name, value in (("start_seconds", start), ("end_seconds", end)):
+        place = of_span.schema.get_field_index(name)
+        of_span = of_span.set_column(place, name, pa.array([value], pa.float64()))
+    key = history.keys_of(of_span)["key"][0].as_py()
+    assert key == hashlib.md5(f"/a\x1fe\x1fresult-key{span}".encode()).digest()
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -101,10 +101,10 @@ def test_objects_that_wait_for_a_decoder_take_a_bounded_memory_and_the_largest_w
     stage = stages.DecodeStage(view=VIEW, limits=Limits(), fetch_threads=8, fetch_memory_bytes=budget)
     decode = stage._decode
 
-    def decoded(data, seconds, out):
+    def decoded(data, seconds, time_range, out):
         with lock:
             under_way.discard(next(iter(sorted(under_way))))
-        return decode(data, seconds, out)
+        return decode(data, seconds, time_range, out)
 
     monkeypatch.setattr(stages, "fetch", fetch)
     monkeypatch.setattr(stage, "_decode", decoded)

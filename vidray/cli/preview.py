@@ -23,11 +23,12 @@ from vidray.checkpoints.checkpoint import read_checkpoint
 from vidray.errors import UsageError, VideoError
 from vidray.sandbox.sandbox import Sandbox
 from vidray.sources.labels import load_labelled
+from vidray.sources.rows import time_range_of, video_of
 from vidray.storage.fetch import fetch
 from vidray.storage.store import Store
 from vidray.training.config import RecipeName, TrainConfig
 from vidray.training.data.augment import augment_config, crop_config
-from vidray.training.data.clips import ClipSpec, ClipWorker, job_of, time_range_of, video_of
+from vidray.training.data.clips import ClipSpec, ClipWorker, job_of
 from vidray.training.data.order import clip_seed, epoch_order
 from vidray.training.plan import label_source
 from vidray.types import DecoderName, Limits, Span, VideoStream, ViewConfig

@@ -38,19 +38,19 @@ def merge(uri: str, segments: Iterable[dict[str, Any]], *, min_score: float) -> 
     """The moments of a video, by start: windows that touch or overlap and have one label are one moment.
 
     Args:
-        segments: as in the column of that name.
+        segments: as in the column of that name, of one row or of several spans of the video.
         min_score: windows whose best label scores less are left out.
     """
     groups: dict[str, list[list[dict[str, Any]]]] = {}
-    for segment in segments:
-        if segment["score"] < min_score:
-            continue
-        of_label = groups.setdefault(segment["label"], [])
-        # In order of their starts, windows end in order too: all have one length, but for the last.
-        if of_label and segment["start_seconds"] <= of_label[-1][-1]["end_seconds"]:
+    ends: dict[str, float] = {}
+    good = (segment for segment in segments if segment["score"] >= min_score)
+    for segment in sorted(good, key=lambda segment: segment["start_seconds"]):
+        label, of_label = segment["label"], groups.setdefault(segment["label"], [])
+        if segment["start_seconds"] <= ends.get(label, -1.0):
             of_label[-1].append(segment)
         else:
             of_label.append([segment])
+        ends[label] = max(ends.get(label, -1.0), segment["end_seconds"])
     moments = [_moment(uri, windows) for of_label in groups.values() for windows in of_label]
     return sorted(moments, key=lambda moment: (moment.start_seconds, moment.label))
 
@@ -60,7 +60,7 @@ def _moment(uri: str, windows: Sequence[dict[str, Any]]) -> Moment:
     return Moment(
         uri=uri,
         start_seconds=windows[0]["start_seconds"],
-        end_seconds=windows[-1]["end_seconds"],
+        end_seconds=max(window["end_seconds"] for window in windows),
         label=windows[0]["label"],
         score=max(scores),
         mean_score=sum(scores) / len(scores),
@@ -92,13 +92,13 @@ def export(config: ExportConfig) -> str | None:
         UsageError: it cannot be printed.
         RunError: there are no segments, or the place is taken, or a store failed.
     """
-    moments = {
-        row["uri"]: merge(row["uri"], row["segments"], min_score=config.min_score)
-        for block in CurrentRows(config.output).latest("segments")
-        for row in block.to_pylist()
-    }
-    if not moments:
+    segments: dict[str, list[dict[str, Any]]] = {}
+    for block in CurrentRows(config.output).latest("segments"):
+        for row in block.to_pylist():  # of a video, or of a span of one
+            segments.setdefault(row["uri"], []).extend(_counting(row["segments"], min_score=config.min_score))
+    if not segments:
         raise RunError(f"{config.output} holds no segments; vidray score --segments SECONDS finds them")
+    moments = {uri: merge(uri, found, min_score=config.min_score) for uri, found in segments.items()}
     if config.format != "webvtt":
         text = to_csv(moments) if config.format == "csv" else to_activitynet(moments)
         if config.to is None:
@@ -114,6 +114,12 @@ def export(config: ExportConfig) -> str | None:
         return None
     require(len(texts) == 1, "--to", None, f"a folder for the files of {len(texts):,} videos")
     return next(iter(texts.values()))
+
+
+def _counting(segments: Sequence[dict[str, Any]], *, min_score: float) -> list[dict[str, Any]]:
+    """Those that score enough, with no more than what moments are made of."""
+    names = ("start_seconds", "end_seconds", "label", "score")
+    return [{name: segment[name] for name in names} for segment in segments if segment["score"] >= min_score]
 
 
 def _create(place: str, text: str) -> None:

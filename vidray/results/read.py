@@ -13,24 +13,28 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vidray.errors import RunError
-from vidray.scoring.output import PREDICTION_SCHEMA, shard_of_part
+from vidray.scoring.output import PREDICTION_SCHEMA, VIDEO, shard_of_part
 from vidray.storage.store import Store
 
 CURRENT_SQL = """
 SELECT * EXCLUDE (version_planned_at) FROM (
-    SELECT *, max(coalesce(planned_at, scored_at)) OVER (PARTITION BY uri, result_key, etag) AS version_planned_at
+    SELECT *, max(coalesce(planned_at, scored_at)) OVER (
+        PARTITION BY uri, start_seconds, end_seconds, result_key, etag) AS version_planned_at
     FROM predictions)
 QUALIFY row_number() OVER (
-    PARTITION BY uri, result_key ORDER BY version_planned_at DESC, status = 'ok' DESC, attempts DESC) = 1
+    PARTITION BY uri, start_seconds, end_seconds, result_key
+    ORDER BY version_planned_at DESC, status = 'ok' DESC, attempts DESC) = 1
 """
 """What *current* means (docs/output.md), of a table ``predictions`` of all rows."""
 
-_DECIDING = ("uri", "result_key", "etag", "planned_at", "scored_at", "status", "attempts")
+_DECIDING = (*VIDEO, "result_key", "planned_at", "scored_at", "status", "attempts")
+_WHOSE = ("uri", "start_seconds", "end_seconds")
 _NUM_THREADS = 8
 
 
 def read(output: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The current row of each video: of the version that was planned last, the ``ok`` row, or else the last attempt.
+    """The current row of each video (or span of one): of the version that was planned last, the ``ok`` row, or else the
+    last attempt.
 
     With several models or views in one output there is one for each ``result_key``.
 
@@ -39,7 +43,7 @@ def read(output: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         columns: only these; None: all, which are described in docs/output.md.
 
     Returns:
-        Rows sorted by ``uri``.
+        Rows sorted by ``uri`` and span.
 
     Raises:
         RunError: there are no rows, or the store failed.
@@ -48,7 +52,8 @@ def read(output: str, *, columns: Sequence[str] | None = None) -> pa.Table:
     store = Store(str(output))
     paths = _part_paths(store)
     wanted = None if columns is None else list(dict.fromkeys([*columns, *_DECIDING]))
-    current = _current(_read_parts(store, paths, wanted), order="uri, result_key")
+    order = "uri, start_seconds NULLS FIRST, end_seconds, result_key"
+    current = _current(_read_parts(store, paths, wanted), order=order)
     if unknown := set(columns or ()) - set(current.column_names):
         raise KeyError(f"no such column: {sorted(unknown)}; there are {PREDICTION_SCHEMA.names}, and those kept")
     return current.select(list(columns or current.column_names))
@@ -80,11 +85,11 @@ class CurrentRows:
         return self._store.uri
 
     def latest(self, column: str) -> Iterator[pa.Table]:
-        """``uri`` and a column, a part at a time, of the rows that have it, by the model and views that scored last; of
-        those by which no row has it, nothing."""
+        """``uri``, span and a column, a part at a time, of the rows that have it, by the model and views that scored
+        last; of those by which no row has it, nothing."""
         for key in dict.fromkeys(self.index.sort_by([("scored_at", "descending")])["result_key"].to_pylist()):
             mine = self.index.filter(pc.equal(self.index["result_key"], key))
-            blocks = (block.filter(block[column].is_valid()) for block in self.blocks(mine, ["uri", column]))
+            blocks = (block.filter(block[column].is_valid()) for block in self.blocks(mine, [*_WHOSE, column]))
             filled = (block for block in blocks if block.num_rows)
             if (first := next(filled, None)) is not None:
                 yield first
@@ -96,6 +101,18 @@ class CurrentRows:
         parts, starts = np.unique(index["part"].to_numpy(), return_index=True)
         for part, places in zip(parts, np.split(index["place"].to_numpy(), starts[1:]), strict=False):
             yield _read_part(self._store, self._paths[part], list(columns)).take(pa.array(places))
+
+
+def shown_names(block: pa.Table) -> list[str]:
+    """What each row is of: its uri, with a span as in `uri#t=1.5,3` (W3C, Media Fragments URI)."""
+    whose = block.select(_WHOSE).to_pylist()
+    return [row["uri"] + _fragment(row["start_seconds"], row["end_seconds"]) for row in whose]
+
+
+def _fragment(start: float | None, end: float | None) -> str:
+    if start is None and end is None:
+        return ""
+    return f"#t={start or 0:.15g}" + ("" if end is None else f",{end:.15g}")
 
 
 def _part_paths(store: Store) -> list[str]:

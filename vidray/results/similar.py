@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from vidray.errors import RunError, UsageError
 from vidray.flags import require, shown_as
-from vidray.results.read import CurrentRows
+from vidray.results.read import CurrentRows, shown_names
 from vidray.storage.redaction import public_uri
 from vidray.types import Status
 
@@ -36,8 +36,8 @@ class SimilarConfig:
     output: Annotated[str, shown_as("URI")]
     """The folder that vidray score wrote to."""
     to: Annotated[str | None, shown_as("URI")] = None
-    """A video whose row is there: its `uri`; of a local file any path. Where several models scored it, only rows of the
-    one that did so last are compared."""
+    """A video whose row is there: its `uri`; of a local file any path. Of a span: with #t=START,END behind it. Where
+    several models scored it, only rows of the one that did so last are compared."""
     k: int = 20
     """With --to: how many to list."""
     duplicates: Annotated[float | None, shown_as("SIMILARITY")] = None
@@ -57,6 +57,7 @@ class Neighbour(NamedTuple):
     """Cosine of the angle between the embeddings: 1 for the same direction, -1 for the opposite one; 0 where an
     embedding is 0."""
     uri: str
+    """Of a span with its seconds: ``clip.mp4#t=1.5,3``."""
 
 
 class Pair(NamedTuple):
@@ -77,14 +78,14 @@ def similar(config: SimilarConfig) -> list[Neighbour]:
     assert config.to is not None
     rows = CurrentRows(config.output)
     index = rows.index.filter(pc.equal(rows.index["status"], Status.OK.value))
-    uri, key, vector_F = _find(rows, index, config.to)
-    others = pc.and_(pc.equal(index["result_key"], key), pc.not_equal(index["uri"], uri))
+    asked, key, vector_F = _find(rows, index, config.to)
     best: list[Neighbour] = []
-    for uris, embeddings_NF in _embeddings(rows, index.filter(others)):
+    for names, embeddings_NF in _embeddings(rows, index.filter(pc.equal(index["result_key"], key))):
         if embeddings_NF.shape[1] != len(vector_F):
             raise RunError(f"{rows.uri} has embeddings of {embeddings_NF.shape[1]} numbers beside {len(vector_F)}")
-        block = map(Neighbour, cosine(embeddings_NF, vector_F).tolist(), uris)
-        best = heapq.nsmallest(config.k, [*best, *block], key=lambda other: (-other.similarity, other.uri))
+        block = zip(cosine(embeddings_NF, vector_F).tolist(), names, strict=True)
+        others = (Neighbour(similarity, name) for similarity, name in block if name != asked)
+        best = heapq.nsmallest(config.k, [*best, *others], key=lambda other: (-other.similarity, other.uri))
     return best
 
 
@@ -133,16 +134,21 @@ def cosine(embeddings_NF: np.ndarray, vector_F: np.ndarray) -> np.ndarray:
 
 
 def _find(rows: CurrentRows, index: pa.Table, video: str) -> tuple[str, str, np.ndarray]:
-    """URI, result key and embedding (features,) of the row that was scored last and has one."""
-    names = pa.array([public_uri(video), os.path.abspath(video)])
-    mine = index.filter(pc.is_in(index["uri"], names)).sort_by([("scored_at", "descending")])
-    for place in range(mine.num_rows):
+    """Name, result key and embedding (features,) of the row that was scored last and has one."""
+    asked = {public_uri(video), os.path.abspath(video)}
+    uris = pa.array([name.rpartition("#t=")[0] or name for name in asked] + list(asked))
+    mine = index.filter(pc.is_in(index["uri"], uris)).sort_by([("scored_at", "descending")])
+    for place, name in enumerate(shown_names(mine)):
         row = mine.slice(place, 1)
-        for (uri,), (vector_F,) in _embeddings(rows, row):
-            return uri, row["result_key"][0].as_py(), vector_F
+        if name in asked:
+            for _, (vector_F,) in _embeddings(rows, row):
+                return name, row["result_key"][0].as_py(), vector_F
     if next(_embeddings(rows, index), None) is None:
         raise _no_embeddings(rows)
-    raise UsageError(f"--to: got {public_uri(video)!r}, allowed is the uri of a row of {rows.uri} with an embedding")
+    raise UsageError(
+        f"--to: got {public_uri(video)!r}, allowed is the uri of a row of {rows.uri} with an embedding; of a span with "
+        "#t=START,END behind it"
+    )
 
 
 def _no_embeddings(rows: CurrentRows) -> UsageError:
@@ -150,8 +156,8 @@ def _no_embeddings(rows: CurrentRows) -> UsageError:
 
 
 def _embeddings(rows: CurrentRows, index: pa.Table) -> Iterator[tuple[list[str], np.ndarray]]:
-    """(uris, (N, features) float32) of those that have one, block by block."""
-    for block in rows.blocks(index, ["uri", "embedding"]):
+    """(names, (N, features) float32) of those that have one, block by block."""
+    for block in rows.blocks(index, ["uri", "start_seconds", "end_seconds", "embedding"]):
         known = block.filter(block["embedding"].is_valid())
         if known.num_rows:
             yield _embeddings_of(known)
@@ -159,4 +165,4 @@ def _embeddings(rows: CurrentRows, index: pa.Table) -> Iterator[tuple[list[str],
 
 def _embeddings_of(block: pa.Table) -> tuple[list[str], np.ndarray]:
     values = block["embedding"].combine_chunks().flatten().to_numpy()
-    return block["uri"].to_pylist(), values.reshape(block.num_rows, -1)
+    return shown_names(block), values.reshape(block.num_rows, -1)

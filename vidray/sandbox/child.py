@@ -62,7 +62,7 @@ class Stream(Protocol):
     """What `vidray.video.views.stream_views` is."""
 
     def __call__(
-        self, file: DescriptorFile, *, view: ViewConfig, limits: Limits, out: np.ndarray
+        self, file: DescriptorFile, *, view: ViewConfig, limits: Limits, out: np.ndarray, time_range: TimeRange
     ) -> Iterator[tuple[int, VideoInfo]]: ...
 
 
@@ -139,14 +139,15 @@ def _decode_into(
 class _Streams:
     """The video that is being streamed, if one is. It is read from the input memory as it goes: no copy of it."""
 
-    def __init__(self, stream: Callable[[DescriptorFile], Iterator[tuple[int, VideoInfo]]], input_fd: int) -> None:
+    def __init__(self, stream: Callable[..., Iterator[tuple[int, VideoInfo]]], input_fd: int) -> None:
         self._stream, self._input_fd = stream, input_fd
         self._chunks: Iterator[tuple[int, VideoInfo]] | None = None
 
     def answer(self, request: Request, *, view: ViewConfig) -> tuple[tuple[int, ...], VideoInfo]:
         """The shape of the chunk that is in the output memory now. Raises what ended the stream."""
         if not request.is_next:
-            self._chunks = self._stream(DescriptorFile(self._input_fd, request.num_bytes))
+            file = DescriptorFile(self._input_fd, request.num_bytes)
+            self._chunks = self._stream(file, time_range=request.time_range)
         if self._chunks is None:
             raise WireError("there is no stream to go on with")
         num_frames, info = next(self._chunks)

@@ -148,7 +148,9 @@ class Sandbox:
         child.copy_views(out)
         return out, info
 
-    def stream(self, data: bytes | memoryview) -> Generator[tuple[np.ndarray, VideoInfo], None, None]:
+    def stream(
+        self, data: bytes | memoryview, *, time_range: TimeRange = WHOLE_FILE
+    ) -> Generator[tuple[np.ndarray, VideoInfo], None, None]:
         """The chunks of one video, (T, H, W, C) uint8, each a new array, and what is known so far; the last, with all
         that is known, has fewer frames than those before it, perhaps none.
 
@@ -163,7 +165,7 @@ class Sandbox:
         child = self._ready_child()
         is_idle = False
         try:
-            child.begin(data)
+            child.begin(data, time_range=time_range)
             del data  # by now it lies in the input memory, and may be large
             num_left = most_frames(duration_seconds=self._limits.max_duration_seconds, view=self._view)
             for chunk in stream_chunks(self._view):
@@ -305,11 +307,11 @@ class _Child:
             raise self._lied(f"views must be {self._view.views_shape}, got {reply.shape}")
         return dataclasses.replace(reply.info, decode_seconds=time.perf_counter() - start)
 
-    def begin(self, data: bytes | memoryview) -> None:
+    def begin(self, data: bytes | memoryview, *, time_range: TimeRange) -> None:
         """Have the first chunk of ``data`` decoded, without waiting for it."""
         num_bytes = self._write_input(memoryview(data).cast("B"))
         self._cpu_seconds_before = self._cpu_seconds()
-        self._ask(num_bytes=num_bytes)
+        self._ask(num_bytes=num_bytes, time_range=time_range)
 
     def ask_next(self) -> None:
         """Have the next chunk decoded, into the same memory, without waiting for it."""

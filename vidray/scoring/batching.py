@@ -5,6 +5,7 @@ What is asked while the network is busy goes through it together.
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -27,7 +28,7 @@ from vidray.scoring.predictor import (
     device_lost,
     load_network,
 )
-from vidray.types import EmbeddingKind, Status, VideoInfo, ViewConfig
+from vidray.types import WHOLE_FILE, EmbeddingKind, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.sampling import Chunk
 
 import torch  # isort: skip  # after the predictor, which tells its threads how to wait
@@ -52,6 +53,18 @@ class VideoScores(ABC):
 
     info: VideoInfo = VideoInfo()
     """What decoding found out so far; whoever adds chunks sets it."""
+    time_range: TimeRange = WHOLE_FILE
+    """What of the file counts as the video; whoever adds chunks sets it."""
+
+    @property
+    def start_seconds(self) -> float:
+        """Where the video begins in its file."""
+        return self.time_range.start_seconds
+
+    @property
+    def end_seconds(self) -> float:
+        """Where it ends."""
+        return min(self.info.duration_seconds or 0.0, self.time_range.end_seconds or math.inf)
 
     @abstractmethod
     def add(self, chunk: Chunk, frames_THWC: np.ndarray) -> None:

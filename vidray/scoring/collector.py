@@ -5,7 +5,6 @@ Nothing is taken on trust: a runner may lose rows, double them and change their 
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,10 +12,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vidray.errors import RunError
-from vidray.scoring.output import PREDICTION_SCHEMA, ROW, SCHEMA_VERSION, Shards, parquet_bytes, part_path
+from vidray.scoring.output import (
+    PREDICTION_SCHEMA,
+    ROW,
+    SCHEMA_VERSION,
+    VIDEO,
+    Shards,
+    parquet_bytes,
+    part_path,
+    read_columns,
+    with_spans,
+)
 from vidray.scoring.plan import kept_columns
 from vidray.storage.store import Store
 from vidray.types import Status
@@ -98,11 +106,14 @@ class Collector:
         for name, value in self._constants.items():
             scalar = pa.scalar(value, PREDICTION_SCHEMA.field(name).type)
             table = table.append_column(name, pa.repeat(scalar, table.num_rows))
-        before = self._plan["video_attempts"].slice(start, stop - start)
-        table = table.append_column("video_attempts", count_video_attempts(table["status"], before))
+        planned = self._plan.slice(start, stop - start)
+        video_attempts = count_video_attempts(table["status"], planned["video_attempts"])
+        table = table.append_column("video_attempts", video_attempts)
+        for name in ("start_seconds", "end_seconds"):
+            table = table.append_column(name, planned[name])
         table = table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA)
-        for name in kept_columns(self._plan):
-            table = table.append_column(self._plan.field(name), self._plan[name].slice(start, stop - start))
+        for name in kept_columns(planned):
+            table = table.append_column(planned.field(name), planned[name])
         self._before_seal()
         seal_part(self._store, self._run_id, shard, table)
 
@@ -118,8 +129,8 @@ def seal_part(store: Store, run_id: str, shard: int, table: pa.Table) -> None:
     try:
         store.create(path, parquet_bytes(table, metadata))
     except FileExistsError:
-        there = pq.read_table(io.BytesIO(store.read(path)), columns=["uri", "etag"])
-        if there.to_pylist() != table.select(["uri", "etag"]).to_pylist():
+        there = with_spans(read_columns(store, path, VIDEO))
+        if there.to_pylist() != table.select(VIDEO).to_pylist():
             raise RunError(
                 f"{store.uri_for(path)} is there already and holds other videos than shard {shard} of run {run_id} "
                 "should; it was left as it is"

@@ -43,7 +43,8 @@ class ScoreConfig:
 
     source: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown_as("URI")]
     """Where the videos are; repeat the flag for several. A folder or prefix, a glob, one video, or a manifest
-    (.csv, .jsonl, .parquet with a `uri` column), on any file system: a path, s3://, gs://, az://, https://."""
+    (.csv, .jsonl, .parquet with a `uri` column; `start_seconds` and `end_seconds` bound a video), on any file system:
+    a path, s3://, gs://, az://, https://."""
     model: Annotated[str, shown_as("URI|HUB_ID")]
     """A checkpoint folder (local, s3://, gs://, az://) or a Hugging Face Hub id."""
     output: Annotated[str, shown_as("URI")]

@@ -1,8 +1,8 @@
 """What an output already holds: one key per video and result, so that a night only pays for what is new.
 
 Every finished run leaves a compact ``keys.parquet``; the planner reads these instead of all parts. A run that did not
-finish has none, so its parts are read. A key is the MD5 of (uri, etag, result key): stable across versions of every
-library, and DuckDB computes it over columns.
+finish has none, so its parts are read. A key is the MD5 of (uri, etag, result key, span): stable across versions of
+every library, and DuckDB computes it over columns.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ against the video."""
 MIN_RUNS_TO_MERGE = 64
 """So many key files are read one by one before they are merged."""
 
-KEY_SQL = "unhex(md5(concat_ws(chr(31), uri, coalesce(etag, ''), result_key)))"
-_COLUMNS = ["uri", "etag", "result_key", "status", "attempts", "video_attempts", "scored_at"]
+KEY_SQL = """unhex(md5(concat_ws(chr(31), uri, coalesce(etag, ''), result_key,
+    CASE WHEN start_seconds IS NOT NULL OR end_seconds IS NOT NULL
+    THEN concat_ws('-', coalesce(round(start_seconds * 1e6)::BIGINT, 0), round(end_seconds * 1e6)::BIGINT) END)))"""
+"""A span is part of the key only where there is one."""
+_COLUMNS = [*output.VIDEO, "result_key", "status", "attempts", "video_attempts", "scored_at"]
 
 
 def run_file(run_id: str, name: str) -> str:
@@ -82,7 +85,7 @@ def _completed(keys: pa.Table) -> pa.Table:
 
 def _with_keys(rows: pa.Table, *columns: str) -> pa.Table:
     with duckdb.connect() as db:
-        db.register("rows", rows)
+        db.register("rows", output.with_spans(rows))
         names = ", ".join([f"{KEY_SQL} AS key", *columns])
         return db.sql(f"SELECT {names} FROM rows").to_arrow_table()
 
@@ -96,8 +99,8 @@ def read_run_keys(store: Store, run_id: str, *, num_threads: int = 8) -> pa.Tabl
 
 
 def check_complete(plan: pa.Table, keys: pa.Table, *, result_key: str) -> None:
-    """Raise RunError unless ``keys`` are those of the plan's rows (uri, etag), each once."""
-    rows = pa.table({"uri": plan["uri"], "etag": plan["etag"], "result_key": pa.repeat(result_key, plan.num_rows)})
+    """Raise RunError unless ``keys`` are those of the plan's rows (``output.VIDEO``), each once."""
+    rows = plan.select(output.VIDEO).append_column("result_key", pa.repeat(result_key, plan.num_rows))
     want, got = (_sorted_keys(table) for table in (_with_keys(rows), keys))
     if want.equals(got):
         return

@@ -78,14 +78,20 @@ PREDICTION_SCHEMA = pa.schema(
         ("decoder_version", pa.int32()),
         ("segments", SEGMENTS_TYPE),
         ("embedding", EMBEDDING_TYPE),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
     ]
 )
-"""One row per video and attempt. Always written with this schema: a column that is all null would else change its
-type. New columns come at the end; parts of older versions lack them."""
+"""One row per video (or span of one) and attempt. Always written with this schema: a column that is all null would else
+change its type. New columns come at the end; parts of older versions lack them."""
 
-SCHEMA_VERSION = 4
+VIDEO = ["uri", "etag", "start_seconds", "end_seconds"]
+"""What a row is of. ``start_seconds`` and ``end_seconds`` are null where it is of a whole video."""
+
+SCHEMA_VERSION = 5
 """Stands in the footer of every part. 1: without ``video_attempts``, ``planned_at`` and ``precision``. 2: without
-``sample_aspect_ratio``, ``num_time_jumps`` and ``decoder_version``. 3: without ``segments`` and ``embedding``."""
+``sample_aspect_ratio``, ``num_time_jumps`` and ``decoder_version``. 3: without ``segments`` and ``embedding``. 4:
+without ``start_seconds`` and ``end_seconds``."""
 
 METADATA_KEY = b"vidray"
 
@@ -142,6 +148,14 @@ class Shards:
         """First row of a shard, and the first after it."""
         start = shard * self.rows_per_part
         return start, min(start + self.rows_per_part, self.num_rows)
+
+
+def with_spans(rows: pa.Table) -> pa.Table:
+    """Rows of any version, with ``start_seconds`` and ``end_seconds``."""
+    for name in ("start_seconds", "end_seconds"):
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.float64()))
+    return rows
 
 
 def read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:

@@ -42,6 +42,8 @@ PLAN_SCHEMA = pa.schema(
         ("etag", pa.string()),
         ("attempts", pa.int32()),
         ("video_attempts", pa.int32()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
     ]
 )
 """``attempts``: this one included. ``video_attempts``: of those before, the ones that speak against the video."""
@@ -245,7 +247,7 @@ def load_plan(store: Store, run_id: str) -> Plan:
     rows = pq.read_table(data)
     metadata: dict[str, Any] = output.parquet_metadata(rows.schema)
     header = RunHeader(**{**metadata, "source": tuple(metadata["source"])})
-    rows = rows.replace_schema_metadata(None)
+    rows = output.with_spans(rows.replace_schema_metadata(None))
     if "video_attempts" not in rows.column_names:  # an older version's: it counted every attempt against the video
         rows = rows.append_column("video_attempts", pc.subtract(rows["attempts"], 1))
     return Plan(header=header, rows=_typed(rows), is_resumed=True)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -78,12 +79,11 @@ class SegmentScores(VideoScores):
         return {**score_columns(best), "embedding": embedding}
 
     def _times(self) -> Iterator[tuple[float, float]]:
-        """Start and end of each window, in seconds: the last one ends with the video."""
-        duration = self.info.duration_seconds or 0.0
+        """Start and end of each window, in seconds of the file: the last one ends with the video."""
         for index in range(len(self._logits) - 1):
-            start = index * self._view.segment_step
+            start = Fraction(self.start_seconds) + index * self._view.segment_step
             yield float(start), float(start + self._view.segment_length)
-        yield max(0.0, duration - float(self._view.segment_length)), duration
+        yield max(self.start_seconds, self.end_seconds - float(self._view.segment_length)), self.end_seconds
 
 
 class SegmentPredictor(BatchingPredictor):

@@ -23,8 +23,9 @@ from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
 from vidray.scoring.output import PREDICTION_SCHEMA, ROW
 from vidray.scoring.timing import BusyClock
+from vidray.sources.rows import time_range_of, video_of
 from vidray.storage.fetch import fetch
-from vidray.types import Limits, Status, VideoInfo, VideoRef, ViewConfig
+from vidray.types import Limits, Status, TimeRange, VideoInfo, VideoRef, ViewConfig
 
 if TYPE_CHECKING:
     from vidray.types import Scores
@@ -113,12 +114,15 @@ class DecodeStage:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Plan rows → DECODED_SCHEMA, in the same order. Never raises for a video."""
-        refs = [_ref(values) for values in block.select(["uri", "path", "size_bytes", "etag"]).to_pylist()]
-        fetched = self._fetch_ahead(refs)
+        planned = block.to_pylist()
+        fetched = self._fetch_ahead([video_of(values) for values in planned])
         with self._decoding:
             # One allocation for all, of which the column is made without copying.
             buffer = np.empty((block.num_rows, *self._view.views_shape), np.uint8)
-            rows = [self._decode(data, seconds, out) for (data, seconds), out in zip(fetched, buffer, strict=True)]
+            rows = [
+                self._decode(data, seconds, time_range_of(values), out)
+                for values, (data, seconds), out in zip(planned, fetched, buffer, strict=True)
+            ]
         plan_columns = [block[name] for name in (ROW, "uri", "etag", "attempts")]
         columns = dict(zip((ROW, "uri", "etag", "attempts"), plan_columns, strict=True))
         columns["views"] = _views_column(buffer, [row["status"] == Status.OK.value for row in rows])
@@ -161,22 +165,20 @@ class DecodeStage:
             result = error
         return result, time.perf_counter() - started
 
-    def _decode(self, data: bytes | VideoError, fetch_seconds: float, out: np.ndarray) -> dict[str, Any]:
+    def _decode(
+        self, data: bytes | VideoError, fetch_seconds: float, time_range: TimeRange, out: np.ndarray
+    ) -> dict[str, Any]:
         row: dict[str, Any] = {"fetch_seconds": fetch_seconds, "decoder": self._name}
         if isinstance(data, VideoError):
             return row | failure_columns(data)
         row["size_bytes"] = len(data)
         try:
-            _, info = self._sandbox.decode(data, out=out)
+            _, info = self._sandbox.decode(data, out=out, time_range=time_range)
         except VideoError as error:
             row |= failure_columns(error)
         else:
             row |= info_columns(info) | {"status": Status.OK.value}
         return row | sandbox_columns(self._sandbox)
-
-
-def _ref(values: dict[str, Any]) -> VideoRef:
-    return VideoRef(**values)
 
 
 def failure_columns(error: VideoError) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class StreamScores(VideoScores):
         self._num_frames += len(frames_THWC)
         # What ends with the video, or is cut off by its end, is noted when the video has ended.
         if chunk.end_seconds is not None and len(frames_THWC) == chunk.num_frames:
-            end_seconds = float(chunk.end_seconds)
-            if end_seconds < (self.info.duration_seconds or 0):
+            end_seconds = self.start_seconds + float(chunk.end_seconds)
+            if end_seconds < self.end_seconds:
                 self._note(self._last, end_seconds)
 
     def _note(self, step: Step, end_seconds: float) -> None:
@@ -68,7 +68,8 @@ class StreamScores(VideoScores):
             raise VideoError(Status.DECODER_CRASHED, NO_FRAME)
         best = self._predictor.best(self._last.logits[None])
         # Where the last frame ends: with the video, or earlier where the rest of it did not decode.
-        end_seconds = min(self.info.duration_seconds or 0.0, float(self._num_frames * self._view.frame_seconds))
+        seen_seconds = float(self._num_frames * self._view.frame_seconds)
+        end_seconds = min(self.end_seconds, self.start_seconds + seen_seconds)
         has_timeline = self._view.timeline_seconds is not None
         if has_timeline and (not self._timeline or end_seconds > self._timeline[-1]["end_seconds"]):
             self._note(self._last, end_seconds)

@@ -31,8 +31,9 @@ from vidray.scoring.stages import (
     sandbox_columns,
     worker_name,
 )
+from vidray.sources.rows import time_range_of, video_of
 from vidray.storage.fetch import fetch
-from vidray.types import EmbeddingKind, Limits, Status, VideoRef, ViewConfig
+from vidray.types import EmbeddingKind, Limits, Status, TimeRange, VideoRef, ViewConfig
 from vidray.video.sampling import stream_chunks
 
 if TYPE_CHECKING:
@@ -91,22 +92,23 @@ class StreamStage:
     def _score(self, values: dict[str, Any]) -> dict[str, Any]:
         """One video from its plan row to its prediction row."""
         row = {name: values[name] for name in (ROW, "uri", "etag", "attempts")}
-        ref = VideoRef(**{name: values[name] for name in ("uri", "path", "size_bytes", "etag")})
+        ref, time_range = video_of(values), time_range_of(values)
         number, sandbox = self._sandboxes.get()
         row["decoder"] = f"{self._name}/{number}"
         try:
             with self._budget.held(ref.size_bytes or 0):
-                result = self._watch(sandbox, ref, row)
+                result = self._watch(sandbox, ref, time_range, row)
         except VideoError as error:
             result = failure_columns(error) | {"scored_at": _now()}
         finally:
             self._sandboxes.put((number, sandbox))
         return row | result | sandbox_columns(sandbox)
 
-    def _watch(self, sandbox: Sandbox, ref: VideoRef, row: dict[str, Any]) -> dict[str, Any]:
+    def _watch(self, sandbox: Sandbox, ref: VideoRef, time_range: TimeRange, row: dict[str, Any]) -> dict[str, Any]:
         scores, started_at = self._predictor.begin(), 0.0
+        scores.time_range = time_range
         # The object's bytes are passed on and not kept here: the sandbox lets go of them when the child has them.
-        chunks = sandbox.stream(self._fetch(ref, row))
+        chunks = sandbox.stream(self._fetch(ref, row), time_range=time_range)
         with contextlib.closing(chunks):
             for chunk, (frames_THWC, info) in zip(stream_chunks(self._view), chunks, strict=False):
                 scores.info = info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,13 +14,18 @@ import pyarrow.parquet as pq
 
 from vidray.errors import UsageError
 from vidray.flags import require
-from vidray.sources.manifest_file import COLUMNS, absolute_uri, extension_of, is_manifest, read_bytes
+from vidray.sources.manifest_file import COLUMNS, absolute_uri, extension_of, is_manifest, read_bytes, span_of
+from vidray.sources.rows import Span, identities
 from vidray.storage.location import Location, locate
 from vidray.storage.redaction import public_uri, redact
 
+_WHOSE = ("uri", "start_seconds", "end_seconds")
+"""What a manifest's row is of."""
+
 
 def read_kept(sources: Sequence[str], names: Sequence[str], *, taken: Collection[str]) -> pa.Table:
-    """``uri``, as listings say it, and the columns: a row for each uri. CSV has the types that PyArrow infers.
+    """The columns, and ``uri`` as listings say it, ``start_seconds`` and ``end_seconds``: a row for each video or span
+    of one. CSV has the types that PyArrow infers.
 
     Args:
         names: the columns, or ``all`` alone: those that mean nothing to us.
@@ -27,7 +33,7 @@ def read_kept(sources: Sequence[str], names: Sequence[str], *, taken: Collection
 
     Raises:
         UsageError: no source is a manifest, there is no such column, its name is taken, two manifests have different
-            types in it, or an object stands in two rows that differ in it.
+            types in it, or a video stands in two rows that differ in it.
         RunError: a store failed.
     """
     flag = "--keep-columns"
@@ -40,12 +46,12 @@ def read_kept(sources: Sequence[str], names: Sequence[str], *, taken: Collection
     require(not missing, flag, ",".join(missing), f"columns that a manifest has: {', '.join(own) or 'there is none'}")
     clashing = [name for name in wanted if name in taken]
     require(not clashing, flag, ",".join(clashing), "names that prediction rows do not have already; rename it there")
-    tables = [table.select(["uri", *(name for name in wanted if name in table.column_names)]) for table in tables]
+    tables = [table.select([*_WHOSE, *(name for name in wanted if name in table.column_names)]) for table in tables]
     try:
         kept = pa.concat_tables(tables, promote_options="default")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UsageError(f"{flag}: the manifests have different types in a column: {error}") from error
-    return _one_each(kept.select(["uri", *wanted]))
+    return _one_each(kept.select([*_WHOSE, *wanted]))
 
 
 def _read(manifest: Location) -> pa.Table:
@@ -64,14 +70,26 @@ def _read(manifest: Location) -> pa.Table:
     if "uri" not in table.column_names:
         raise UsageError(f"the manifest {redact(manifest.uri)} needs a column 'uri', found {table.column_names}")
     uris = [public_uri(locate(absolute_uri(manifest, uri)).uri) for uri in table["uri"].to_pylist()]
-    return table.set_column(table.column_names.index("uri"), "uri", pa.array(uris, pa.string()))
+    nothing = [None] * table.num_rows
+    bounds = [table[name].to_pylist() if name in table.column_names else nothing for name in _WHOSE[1:]]
+    spans = [_span(manifest, number, *row) for number, row in enumerate(zip(*bounds, strict=True), 1)]
+    whose = [pa.array(uris, pa.string()), *(pa.array([span[side] for span in spans], pa.float64()) for side in (0, 1))]
+    others = [name for name in table.column_names if name not in _WHOSE]
+    return pa.table([*whose, *table.select(others).columns], [*_WHOSE, *others])
+
+
+def _span(manifest: Location, number: int, start: Any, end: Any) -> Span:
+    try:
+        return span_of(start, end)
+    except ValueError as error:
+        raise UsageError(f"row {number} of the manifest {redact(manifest.uri)}: {error}") from error
 
 
 def _one_each(table: pa.Table) -> pa.Table:
-    """The first row of each uri. Raises UsageError if another differs from it."""
-    uris = table["uri"].combine_chunks()
-    first = pc.index_in(uris, value_set=uris)
-    is_first = pc.equal(first, pa.array(range(len(uris)), first.type))
+    """The first row of each video or span. Raises UsageError if another differs from it."""
+    keys = identities(table).combine_chunks()
+    first = pc.index_in(keys, value_set=keys)
+    is_first = pc.equal(first, pa.array(range(len(keys)), first.type))
     again = pc.invert(is_first)
     for row, before in zip(table.filter(again).to_pylist(), table.take(first.filter(again)).to_pylist(), strict=True):
         if row != before:
@@ -81,8 +99,8 @@ def _one_each(table: pa.Table) -> pa.Table:
 
 
 def with_kept(rows: pa.Table, kept: pa.Table) -> pa.Table:
-    """Rows that have a ``uri``, with the columns of theirs appended; null where there is no such uri."""
-    places = pc.index_in(rows["uri"], value_set=kept["uri"].combine_chunks())
-    for name in kept.column_names[1:]:
+    """Rows that name videos or spans, with the columns of theirs appended; null where there are none."""
+    places = pc.index_in(identities(rows), value_set=identities(kept).combine_chunks())
+    for name in kept.column_names[len(_WHOSE) :]:
         rows = rows.append_column(kept.field(name), kept[name].take(places))
     return rows

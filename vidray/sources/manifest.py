@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -55,15 +56,16 @@ def list_sources(
         sources: each one of: a folder (all videos at any depth, by ``VIDEO_EXTENSIONS``; hidden names are left out), a
             glob (``*``, ``?``, ``[...]`` within a name, ``**`` for any number of folders; every file that matches), one
             object, or a manifest (``.csv``, ``.jsonl``, ``.ndjson``, ``.parquet``) with a column ``uri`` and, if there,
-            ``size_bytes``, ``etag`` and ``label``. Relative URIs in it start at its folder.
+            ``size_bytes``, ``etag``, ``label``, ``start_seconds`` and ``end_seconds``. Relative URIs in it start at its
+            folder.
         extensions: such as ``.bin``: count as videos in a folder too.
         left: gets the number of files that lie in the folders and do not count as videos, by extension.
         num_threads: requests at once.
         on_progress: called now and then with the number of rows found so far.
 
     Returns:
-        Rows of ``MANIFEST_SCHEMA``, sorted by ``uri``, each URI once (with a label, if any source has one). Local files
-        have plain absolute paths. Objects of a manifest that do not exist have neither size nor etag.
+        Rows of ``MANIFEST_SCHEMA``, sorted by ``uri`` and span, each once (with a label, if any source has one). Local
+        files have plain absolute paths. Objects of a manifest that do not exist have neither size nor etag.
 
     Raises:
         UsageError: a source does not exist, holds nothing, or cannot be listed as asked.
@@ -147,8 +149,15 @@ def _start_records(records: Iterator[ManifestRecord], rows: RowCollector, tasks:
             [record.place.uri for record in known],
             [(record.size_bytes, record.etag) for record in known],
             labels=[record.label for record in known],
+            spans=[record.span for record in known],
         )
-        spawn_lookups([record.place for record in unknown], rows, tasks, labels=[record.label for record in unknown])
+        spawn_lookups(
+            [record.place for record in unknown],
+            rows,
+            tasks,
+            labels=[record.label for record in unknown],
+            spans=[record.span for record in unknown],
+        )
     return "rows of a manifest"
 
 
@@ -205,17 +214,19 @@ def _exists_elsewhere(place: Location) -> bool:
 
 
 def _merge(table: pa.Table) -> pa.Table:
-    """Sorts by URI and keeps one row of each, preferably one with a label, then one with an etag."""
+    """Sorts by URI and span, and keeps one row of each, preferably one with a label, then one with an etag."""
     # 32-bit string offsets overflow at 2 GB of URIs when rows are taken in another order.
     wide = table.cast(pa.schema([field.with_type(_WIDE.get(field.type, field.type)) for field in table.schema]))
     rank = pc.add(pc.multiply(_is_null(wide["label"]), 2), _is_null(wide["etag"]))
-    keys = pa.table({"uri": wide["uri"], "rank": rank})
-    order = pc.sort_indices(keys, sort_keys=[("uri", "ascending"), ("rank", "ascending")])
-    uris = wide["uri"].take(order).combine_chunks()
-    if len(uris) == 0:
+    start, end = pc.fill_null(wide["start_seconds"], 0.0), pc.fill_null(wide["end_seconds"], math.inf)
+    keys = pa.table({"uri": wide["uri"], "start": start, "end": end, "rank": rank})
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
+    if len(order) == 0:
         return table
-    is_first = pa.concat_arrays([pa.array([True]), pc.not_equal(uris[1:], uris[:-1])])
-    _check_spelling(uris, wide["path"].take(order), is_first)
+    uris, *span = (keys[name].take(order).combine_chunks() for name in ("uri", "start", "end"))
+    is_other = reduce(pc.or_, [pc.not_equal(column[1:], column[:-1]) for column in (uris, *span)])
+    is_first = pa.concat_arrays([pa.array([True]), is_other])
+    _check_spelling(uris, wide["path"].take(order))
     chosen = order.filter(is_first)
     slices = [chosen[at : at + _ROWS_PER_SLICE] for at in range(0, len(chosen), _ROWS_PER_SLICE)]
     return pa.concat_tables([wide.take(part).cast(MANIFEST_SCHEMA) for part in slices])
@@ -225,13 +236,13 @@ def _is_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.cast(pc.is_null(column), pa.int8())
 
 
-def _check_spelling(uris: pa.Array, paths: pa.ChunkedArray, is_first: pa.Array) -> None:
+def _check_spelling(uris: pa.Array, paths: pa.ChunkedArray) -> None:
     """A name with a byte that is not UTF-8 can look like one with a backslash in it: two files, one URI."""
     if paths.null_count == len(paths):
         return
     raw = pc.fill_null(paths, b"").combine_chunks()
     is_other = pc.and_(pc.not_equal(raw[1:], raw[:-1]), pc.starts_with(uris[1:], "/"))  # URLs may differ in signature
-    is_twice = pc.and_(pc.invert(is_first[1:]), is_other)
+    is_twice = pc.and_(pc.equal(uris[1:], uris[:-1]), is_other)
     if pc.any(is_twice).as_py():
         uri = uris[1:].filter(is_twice)[0].as_py()
         raise UsageError(f"two files have the same URI {uri!r}: one of them has bytes that are not UTF-8. Rename it")

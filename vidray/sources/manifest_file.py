@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidray.errors import UsageError
+from vidray.sources.rows import Span
 from vidray.storage.failures import Failure, classify, describe
 from vidray.storage.location import Location, locate
 from vidray.storage.retry import raise_run_error, with_retries
 from vidray.storage.versions import unquote_etag
 
 _EXTENSIONS = (".csv", ".jsonl", ".ndjson", ".parquet")
-COLUMNS = ("uri", "size_bytes", "etag", "label")
+COLUMNS = ("uri", "size_bytes", "etag", "label", "start_seconds", "end_seconds")
 """The columns of a manifest that count; all but the first may be missing."""
 
 
@@ -32,6 +34,8 @@ class ManifestRecord(NamedTuple):
     etag: str | None
     """None: the manifest has none, so the object is looked up."""
     label: str | None
+    span: Span = (None, None)
+    """The part of the video that counts."""
 
 
 def is_manifest(place: Location) -> bool:
@@ -120,7 +124,7 @@ def _read(place: Location) -> bytes:
 
 
 def _parse_record(manifest: Location, row: dict[str, Any]) -> ManifestRecord:
-    uri, size, etag, label = map(row.get, COLUMNS)
+    uri, size, etag, label, start, end = map(row.get, COLUMNS)
     if not isinstance(uri, str) or not uri:
         raise ValueError(f"uri must be text, got {uri!r}")
     return ManifestRecord(
@@ -128,7 +132,20 @@ def _parse_record(manifest: Location, row: dict[str, Any]) -> ManifestRecord:
         size_bytes=None if size in (None, "") else int(size),
         etag=unquote_etag(str(etag)) if etag else None,
         label=None if label in (None, "") else str(label),
+        span=span_of(start, end),
     )
+
+
+def span_of(start: Any, end: Any) -> Span:
+    """What the two columns of a manifest say; a start of 0 is none. Raises ValueError."""
+    seconds = [None if value in (None, "") else float(value) for value in (start, end)]
+    if not all(math.isfinite(value or 0.0) for value in seconds):
+        raise ValueError(f"start_seconds and end_seconds must be finite, got {start} and {end}")
+    # Keys hold whole microseconds.
+    first, last = (None if value is None else round(value, 6) for value in seconds)
+    if (first or 0.0) < 0 or (last is not None and last <= (first or 0.0)):
+        raise ValueError(f"a span must end after it starts, and not start before 0, got {start} to {end} seconds")
+    return first or None, last
 
 
 def absolute_uri(manifest: Location, uri: str) -> str:

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vidray.sources.task_pool import TaskPool
 from vidray.storage.location import Location
 from vidray.storage.redaction import is_url, public_uri
 from vidray.storage.versions import Version, version_at
+from vidray.types import TimeRange, VideoRef
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -25,11 +27,17 @@ MANIFEST_SCHEMA = pa.schema(
         ("size_bytes", pa.int64()),
         ("etag", pa.string()),
         ("label", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
     ]
 )
-"""One row per video. ``path`` is null unless ``uri`` cannot say what is to be opened: local names that are not UTF-8,
-and URLs with a signature or a password, which ``uri`` is without.
-``size_bytes`` and ``etag`` are null if there was no such object, or it may not be read, or the source does not tell."""
+"""One row per video, or per span of one. ``path`` is null unless ``uri`` cannot say what is to be opened: local names
+that are not UTF-8, and URLs with a signature or a password, which ``uri`` is without.
+``size_bytes`` and ``etag`` are null if there was no such object, or it may not be read, or the source does not tell.
+``start_seconds`` and ``end_seconds``: the span that counts as the video; null: from its start, to its end."""
+
+Span = tuple[float | None, float | None]
+"""``start_seconds`` and ``end_seconds``, in whole microseconds."""
 
 _MAX_KINDS = 50
 """Extensions that are counted one by one: where each file has one of its own, they are of no use to anybody."""
@@ -57,6 +65,7 @@ class RowCollector:
         *,
         paths: Sequence[bytes | None] | None = None,
         labels: Sequence[str | None] | None = None,
+        spans: Sequence[Span] | None = None,
     ) -> None:
         """Appends rows; all sequences have one entry per row."""
         nulls = [None] * len(uris)
@@ -68,7 +77,8 @@ class RowCollector:
         sizes = [size for size, _ in versions]
         etags = [etag for _, etag in versions]
         # The type is written out because the one that mypy infers depends on its hash seed.
-        added: tuple[Sequence[Any], ...] = (uris, addresses, sizes, etags, labels or nulls)
+        starts, ends = ([span[side] for span in spans] if spans else nulls for side in (0, 1))
+        added: tuple[Sequence[Any], ...] = (uris, addresses, sizes, etags, labels or nulls, starts, ends)
         with self._lock:
             for column, values in zip(self._columns, added, strict=True):
                 column.extend(values)
@@ -98,16 +108,50 @@ class RowCollector:
 
 
 def spawn_lookups(
-    places: Sequence[Location], rows: RowCollector, tasks: TaskPool, *, labels: Sequence[str | None] | None = None
+    places: Sequence[Location],
+    rows: RowCollector,
+    tasks: TaskPool,
+    *,
+    labels: Sequence[str | None] | None = None,
+    spans: Sequence[Span] | None = None,
 ) -> None:
     """Spawns tasks that add these objects as rows, with the size and etag that each has now."""
     for start in range(0, len(places), _LOOKUPS_PER_TASK):
         chunk = slice(start, start + _LOOKUPS_PER_TASK)
-        tasks.spawn(_look_up, places[chunk], labels[chunk] if labels else None, rows)
+        tasks.spawn(_look_up, places[chunk], labels and labels[chunk], spans and spans[chunk], rows)
 
 
-def _look_up(places: Sequence[Location], labels: Sequence[str | None] | None, rows: RowCollector) -> None:
-    rows.add([place.uri for place in places], [version_at(place) or (None, None) for place in places], labels=labels)
+def _look_up(
+    places: Sequence[Location],
+    labels: Sequence[str | None] | None,
+    spans: Sequence[Span] | None,
+    rows: RowCollector,
+) -> None:
+    versions: dict[str, Version] = {}
+    for place in places:  # spans of one video are looked up once
+        if place.uri not in versions:
+            versions[place.uri] = version_at(place) or (None, None)
+    uris = [place.uri for place in places]
+    rows.add(uris, [versions[uri] for uri in uris], labels=labels, spans=spans)
+
+
+def video_of(row: dict[str, Any]) -> VideoRef:
+    """The object of a row of a listing or a plan."""
+    return VideoRef(**{name: row[name] for name in ("uri", "size_bytes", "etag", "path")})
+
+
+def time_range_of(row: dict[str, Any]) -> TimeRange:
+    """The part of the file that the row is about."""
+    return TimeRange(start_seconds=row.get("start_seconds") or 0.0, end_seconds=row.get("end_seconds"))
+
+
+def identities(rows: pa.Table) -> pa.ChunkedArray:
+    """A string for each row: the same for those of one video and span, of a table with ``uri`` and the two columns."""
+    start, end = (
+        pc.fill_null(pc.cast(pc.cast(pc.round(pc.multiply(rows[name], 1e6)), pa.int64()), pa.string()), "")
+        for name in ("start_seconds", "end_seconds")
+    )
+    return pc.binary_join_element_wise(rows["uri"], start, end, "\x1f")
 
 
 def spell(path: str) -> tuple[str, bytes | None]:

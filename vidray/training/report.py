@@ -12,8 +12,8 @@ import numpy as np
 
 from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
+from vidray.sources.rows import time_range_of, video_of
 from vidray.storage.fetch import fetch
-from vidray.training.data.clips import time_range_of, video_of
 from vidray.training.evaluate import EvalResults, EvalSpec, video_scores
 
 NUM_MISTAKES = 8

@@ -268,32 +268,44 @@ class VideoDecoder:
             self._num_decoded = selector.num_decoded
             yield clip.pictures
 
-    def stream(self, view: ViewConfig, *, convert: Convert) -> Iterator[Picture]:
-        """The picture on screen at 0, ``view.stride / 30`` s, twice that, and so on: the whole video, one by one.
+    def stream(
+        self, view: ViewConfig, *, convert: Convert, bounds: tuple[Fraction, Fraction] | None = None
+    ) -> Iterator[Picture]:
+        """The picture on screen at the start of the video, ``view.stride / 30`` s later, and so on, one by one.
 
         At the end of a damaged file, what does not decode is not there: its last good frame is not shown for longer
-        than a frame. ``info`` counts the frames of the whole video, those decoded so far.
+        than a frame. ``info`` counts the frames of the video, those decoded so far.
+
+        Args:
+            bounds: where in the file the video starts and ends, in seconds, for a decoder that is not ``is_streamed``;
+                None: it is the whole file.
 
         Raises:
             VideoError: CORRUPT if no frame decodes, UNSUPPORTED if frames cannot be converted.
         """
+        start, end = bounds or (Fraction(0), self.duration)
         times = stream_pts(
-            view=view, duration_seconds=self.duration, time_base=self._time_base, start_pts=self._start_pts
+            view=view, start_seconds=start, end_seconds=end, time_base=self._time_base, start_pts=self._start_pts
         )
         timeline = self.timeline
-        self._num_expected, self._num_decoded = timeline.num_shown + self._num_missing(), 0
+        span = self._bounds(*bounds) if bounds else None
+        num_announced = len(timeline.between(span)) if span else timeline.num_shown + self._num_missing()
+        self._num_expected, self._num_decoded = num_announced, 0
         yield from pictures_at(
             times,
-            self._counted(),
+            self._counted(span),
             convert=lambda frame: self._picture(frame, convert),
             end_of=lambda pts: math.inf if pts == timeline.last_pts else pts + timeline.default_duration,
         )
 
-    def _counted(self) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _counted(self, span: Bounds | None) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The frames up to the end of a span, from one that is on screen when it starts or from before; None: all."""
         assert self._num_decoded is not None
-        for _, pts, frame in self.decoded(0, None):
-            self._num_decoded += 1
+        for _, pts, frame in self.decoded(self.timeline.landing(span[0]) if span else 0, None):
+            self._num_decoded += span is None or span[0] <= pts < span[1]
             yield pts, frame
+            if span is not None and pts >= span[1]:
+                return
 
     # -- what Selector needs (its FrameSource) ------------------------------------------------------------------------
 

@@ -123,14 +123,16 @@ def pts_bounds(
     return math.ceil(start_seconds / time_base) + start_pts, math.ceil(end_seconds / time_base) + start_pts
 
 
-def stream_pts(*, view: ViewConfig, duration_seconds: Fraction, time_base: Fraction, start_pts: int) -> Iterator[int]:
-    """The times at which a stream looks at the screen, in pts: at 0, ``stride / 30`` s, twice that, up to the end.
+def stream_pts(
+    *, view: ViewConfig, start_seconds: Fraction, end_seconds: Fraction, time_base: Fraction, start_pts: int
+) -> Iterator[int]:
+    """The times at which a stream looks at the screen, in pts: at its start, ``stride / 30`` s later, and so on.
 
     Rounded up to the time base, as the starts of spans are: a time base of milliseconds cannot tell 66.7 from 67.
     """
     for number in itertools.count():
-        seconds = number * view.frame_seconds
-        if seconds >= duration_seconds:
+        seconds = start_seconds + number * view.frame_seconds
+        if seconds >= end_seconds:
             return
         yield math.ceil(seconds / time_base) + start_pts
 

@@ -99,13 +99,19 @@ def views_of_frames(frames_THWC: np.ndarray, *, fps: Fraction, view: ViewConfig)
 
 
 def stream_views(
-    file: bytes | SeekableFile, *, view: ViewConfig, limits: Limits, out: np.ndarray
+    file: bytes | SeekableFile,
+    *,
+    view: ViewConfig,
+    limits: Limits,
+    out: np.ndarray,
+    time_range: TimeRange = WHOLE_FILE,
 ) -> Iterator[tuple[int, VideoInfo]]:
     """Decodes a video chunk by chunk (``sampling.stream_chunks``), each when it is asked for.
 
     Args:
         view: with ``span="stream"``, or ``"segments"``: then each window is a chunk.
         out: uint8 of ``view.views_shape``: every chunk is written to the start of its one clip.
+        time_range: what of the file counts as the video.
 
     Yields:
         How many frames the chunk has, and what was found out so far. The last one has fewer than ``stream_chunks``
@@ -116,10 +122,13 @@ def stream_views(
     """
     frames_THWC = out[0]
     if view.span == "segments":
-        yield from _segments(file, view=view, limits=limits, out_THWC=frames_THWC)
+        yield from _segments(file, view=view, limits=limits, out_THWC=frames_THWC, time_range=time_range)
         return
-    with VideoDecoder(file, limits, video_stream=view.video_stream, is_streamed=True) as decoder:
-        pictures = decoder.stream(view, convert=view_crops(view, pixel_aspect=_aspect(decoder, view)))
+    is_whole = time_range == WHOLE_FILE  # else it is found by the times of its packets
+    with VideoDecoder(file, limits, video_stream=view.video_stream, is_streamed=is_whole) as decoder:
+        convert = view_crops(view, pixel_aspect=_aspect(decoder, view))
+        bounds = None if is_whole else _bounds(decoder.duration, time_range)
+        pictures = decoder.stream(view, convert=convert, bounds=bounds)
         for chunk in stream_chunks(view):
             num_frames = 0
             for picture in itertools.islice(pictures, chunk.num_frames):
@@ -131,10 +140,11 @@ def stream_views(
 
 
 def _segments(
-    file: bytes | SeekableFile, *, view: ViewConfig, limits: Limits, out_THWC: np.ndarray
+    file: bytes | SeekableFile, *, view: ViewConfig, limits: Limits, out_THWC: np.ndarray, time_range: TimeRange
 ) -> Iterator[tuple[int, VideoInfo]]:
     with VideoDecoder(file, limits, video_stream=view.video_stream) as decoder:
-        spans = list(segment_spans(duration_seconds=decoder.duration, view=view))
+        start, end = _bounds(decoder.duration, time_range)
+        spans = spans_within(list(segment_spans(duration_seconds=end - start, view=view)), start)
         convert = view_crops(view, pixel_aspect=_aspect(decoder, view))
         for pictures in decoder.windows(spans, num_frames=view.num_frames, convert=convert):
             for t, crops in enumerate(pictures):
@@ -149,15 +159,21 @@ def _aspect(decoder: VideoDecoder, view: ViewConfig) -> float:
 
 
 def _spans(duration: Fraction, view: ViewConfig, time_range: TimeRange, draw: ClipDraw | None) -> list[ClipSpan]:
+    start, end = _bounds(duration, time_range)
+    if draw is not None:
+        return spans_within([random_span(duration_seconds=end - start, view=view, seed=draw.seed)], start)
+    return spans_within(spread_spans(duration_seconds=end - start, view=view), start)
+
+
+def _bounds(duration: Fraction, time_range: TimeRange) -> tuple[Fraction, Fraction]:
+    """Where in a file of this duration the video starts and ends."""
     start = Fraction(time_range.start_seconds)
     end = duration if time_range.end_seconds is None else min(Fraction(time_range.end_seconds), duration)
     if end <= start:
         raise VideoError(
             Status.CORRUPT, f"the clip starts at {float(start):g} s, but the video ends at {float(duration):g} s"
         )
-    if draw is not None:
-        return spans_within([random_span(duration_seconds=end - start, view=view, seed=draw.seed)], start)
-    return spans_within(spread_spans(duration_seconds=end - start, view=view), start)
+    return start, end
 
 
 def _output(view: ViewConfig, out: np.ndarray | None) -> np.ndarray:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from vidray.errors import RunError, VideoError
 from vidray.sandbox.sandbox import Sandbox
+from vidray.sources.rows import time_range_of, video_of
 from vidray.storage.fetch import fetch
 from vidray.training.data.augment import AugmentConfig, augment
 from vidray.types import WHOLE_FILE, Limits, Status, TimeRange, VideoRef, ViewConfig
@@ -65,16 +66,6 @@ class MadeClip:
     """(T, H, W, C) uint8, or (V, T, H, W, C) in an evaluation; None if the video is bad."""
     status: Status = Status.OK
     message: str = ""
-
-
-def video_of(row: dict[str, Any]) -> VideoRef:
-    """The object of a row of a labelled manifest."""
-    return VideoRef(**{name: row[name] for name in ("uri", "size_bytes", "etag", "path")})
-
-
-def time_range_of(row: dict[str, Any]) -> TimeRange:
-    """The part of the file that a row of a labelled manifest is about."""
-    return TimeRange(start_seconds=row.get("start_seconds") or 0.0, end_seconds=row.get("end_seconds"))
 
 
 def job_of(table: pa.Table, row: int, *, seed: int = 0) -> ClipJob:
