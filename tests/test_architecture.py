@@ -60,7 +60,10 @@ ORDER = {
         *("ranks", "step_timer", "layers", "optim", "mixing", "build"),
         *("background", "state", "position", "task", "checkpoint_writer", "loop"),
     ],
-    "results": ["read", "verify", "similar", "moments", "detection", "evaluation"],
+    "results": [
+        *("read", "verify", "similar", "moments", "detection", "evaluation"),
+        *("parts", "runs", "views", "session", "table", "formats", "query"),
+    ],
     "cli": ["help", "completion", "demo", "preview", "main"],
 }
 """The order within a package: a module imports only from those before it."""
@@ -68,7 +71,7 @@ ORDER = {
 ONLY_IN = {
     "ray": {"cluster", "scoring.runners.ray", "training.trainer", "training.data.ray_pool"},
     "av": {"video.decoder", "cli.demo"},  # the demo also makes videos
-    "duckdb": {"scoring.history", "scoring.accounting", "results.read", "cli.demo"},
+    "duckdb": {"scoring.history", "scoring.accounting", "results.read", "results.session", "cli.demo"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 
 import pytest
 
@@ -15,6 +16,7 @@ from vidray.cli.preview import PreviewConfig
 from vidray.flags import known_flags
 from vidray.models.catalogue import ModelsConfig
 from vidray.results.moments import ExportConfig
+from vidray.results.query import QueryConfig
 from vidray.results.similar import SimilarConfig
 from vidray.results.verify import VerifyConfig
 from vidray.scoring.config import ScoreConfig
@@ -23,6 +25,7 @@ from vidray.training.config import EvaluateConfig, TrainConfig
 COMMANDS = {
     "score": ScoreConfig,
     "verify": VerifyConfig,
+    "query": QueryConfig,
     "export": ExportConfig,
     "similar": SimilarConfig,
     "preview": PreviewConfig,
@@ -44,6 +47,7 @@ def test_help_fits_the_screen_and_names_every_flag(command, columns, monkeypatch
     assert "None" not in text
     positional = {
         "convert": {"--source", "--output", "--variant"},
+        "query": {"--sql"},
         "new": {"--family", "--variant", "--folder"},
     }.get(command, set())
     for flag in known_flags(COMMANDS[command]).keys() - positional:
@@ -54,7 +58,7 @@ def test_help_fits_the_screen_and_names_every_flag(command, columns, monkeypatch
 def test_the_examples_are_commands_that_parse(command):
     assert len(EXAMPLES[command]) == 2
     for example in EXAMPLES[command]:
-        program, name, *arguments = example.split()
+        program, name, *arguments = shlex.split(example)
         assert (program, name) == ("vidray", command)
         if "--config" not in arguments:
             parse(COMMANDS[command], arguments, prog=f"vidray {command}")

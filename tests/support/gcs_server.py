@@ -9,6 +9,7 @@ import base64
 import hashlib
 import itertools
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,7 +134,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self, bucket: str, name: str, query: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
         if name and query.get("alt") == "media":
             generation, data = self.store.get(bucket, name)
-            return 200, {"X-Goog-Generation": str(generation)}, data
+            headers = {"X-Goog-Generation": str(generation)}
+            if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or ""):
+                return 206, headers, data[int(asked[1]) : int(asked[2]) + 1]
+            return 200, headers, data
         if name:
             return 200, {}, json.dumps(self.store.describe(bucket, name)).encode()
         page = self.store.page(

@@ -22,6 +22,10 @@ EXAMPLES = {
         "vidray score --config nightly.yaml --dry-run",
     ),
     "verify": ("vidray verify --output scores", "vidray verify --output s3://bucket/scores/"),
+    "query": (
+        "vidray query --output s3://bucket/scores/",
+        'vidray query --output scores "SELECT label, count(*) FROM predictions GROUP BY label" --to labels.csv',
+    ),
     "export": (
         "vidray export --output scores --to moments.csv",
         "vidray export --output scores --format webvtt --to chapters --min-score 0.8",

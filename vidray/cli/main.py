@@ -33,6 +33,7 @@ usage: vidray COMMAND [OPTIONS]
 commands:
   score       score every video of the sources: one row per video, resumable, only what is new
   verify      check an output: parts against plans and keys, row by row
+  query       ask an output in SQL; without SQL an overview: videos, labels, failures, nights
   export      write when something happens in each video: CSV, ActivityNet's JSON, chapters for a browser
   similar     list the videos most like one of them, or pairs that are nearly the same, by their embeddings
   preview     show the clips that training or validation would see, as a contact sheet or an animation
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "score": score,
         "verify": verify,
+        "query": query,
         "export": export,
         "similar": similar,
         "train": train,
@@ -140,6 +142,15 @@ def verify(arguments: list[str]) -> int:
     if result.problems:
         print("next: the vidray score command of this output, which does again what is lost")
     return 1 if result.problems else 0
+
+
+def query(arguments: list[str]) -> int:
+    """``vidray query``."""
+    from vidray.results.query import QueryConfig
+    from vidray.results.query import query as run_query
+
+    run_query(parse(QueryConfig, arguments, prog="vidray query"))
+    return 0
 
 
 def export(arguments: list[str]) -> int:
@@ -255,6 +266,7 @@ def completion(arguments: list[str]) -> int:
     from vidray.cli.preview import PreviewConfig
     from vidray.models.catalogue import ModelsConfig
     from vidray.results.moments import ExportConfig
+    from vidray.results.query import QueryConfig
     from vidray.results.similar import SimilarConfig
     from vidray.results.verify import VerifyConfig
     from vidray.training.config import EvaluateConfig, TrainConfig
@@ -266,7 +278,7 @@ def completion(arguments: list[str]) -> int:
     if shell not in SHELLS:
         raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")
     configs = {
-        **{"score": ScoreConfig, "verify": VerifyConfig, "similar": SimilarConfig},
+        **{"score": ScoreConfig, "verify": VerifyConfig, "query": QueryConfig, "similar": SimilarConfig},
         **{"train": TrainConfig, "evaluate": EvaluateConfig},
         **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
         **{"export": ExportConfig, "demo": DemoConfig, "completion": None},

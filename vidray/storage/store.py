@@ -92,6 +92,10 @@ class Store:
         """
         return self._wait_for(lambda: self._read(self._full(path)), "read", self.uri_for(path))
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """The bytes from ``start`` to before ``stop``, fewer at the object's end; raises as ``read``."""
+        return self._wait_for(lambda: self._read_range(self._full(path), start, stop), "read", self.uri_for(path))
+
     def exists(self, path: str) -> bool:
         """True if there is an object (not a folder) of this name now."""
         full = self._full(path)
@@ -104,11 +108,21 @@ class Store:
 
     def list(self, prefix: str = "") -> list[str]:
         """Paths of all objects below a folder, at any depth, sorted; [] if there is no such folder."""
+        return sorted(self._list(prefix))
+
+    def list_sizes(self, prefix: str = "") -> dict[str, int]:
+        """The same, and how many bytes each has."""
+        sizes = self._list(prefix)
+        if self._place.kind == "local":
+            return {path: os.stat(self._full(path)).st_size for path in sorted(sizes)}
+        return {path: sizes[path] for path in sorted(sizes)}
+
+    def _list(self, prefix: str) -> dict[str, int]:
         place = self._place
         folder = self._full(prefix) if prefix.strip("/") else place.path
         found = self._wait_for(lambda: _list_files(place, folder), "list", place.uri_of(folder))
         start = len(place.path.rstrip("/")) + 1
-        return sorted(name[start:] for name in found)
+        return {name[start:]: size for name, size in found.items()}
 
     def delete(self, path: str) -> None:
         """Removes an object, if it is there."""
@@ -211,6 +225,13 @@ class Store:
                 return file.read()
         return self._place.fs.cat_file(full)
 
+    def _read_range(self, full: str, start: int, stop: int) -> bytes:
+        if self._place.kind == "local":
+            with open(full, "rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
+        return self._place.fs.cat_file(full, start=start, end=stop)
+
     def _info(self, full: str) -> dict[str, Any]:
         return self._place.fs.info(full)
 
@@ -229,21 +250,22 @@ def _should_put_again(error: BaseException) -> bool:
     return not isinstance(error, FileExistsError) and (http_status(error) == 409 or is_outage(error))
 
 
-def _list_files(place: Location, folder: str) -> list[str]:
+def _list_files(place: Location, folder: str) -> dict[str, int]:
+    """Full paths, and the sizes that a listing tells; 0 for local files."""
     if place.kind == "local":
-        return [
-            os.path.join(path, name)
+        return {
+            os.path.join(path, name): 0
             for path, _, names in os.walk(folder, onerror=_raise_unless_missing)
             for name in names
             if not name.startswith(_TEMPORARY)
-        ]
+        }
     place.fs.invalidate_cache()
     try:
-        found = place.fs.find(folder, withdirs=False)
+        found = place.fs.find(folder, withdirs=False, detail=True)
     except FileNotFoundError:
-        return []
+        return {}
     # fsspec's find also returns an object that has the folder's own name.
-    return [name for name in found if name.startswith(folder.rstrip("/") + "/")]
+    return {name: info.get("size") or 0 for name, info in found.items() if name.startswith(folder.rstrip("/") + "/")}
 
 
 def _raise_unless_missing(error: OSError) -> None:
