@@ -62,7 +62,7 @@ ORDER = {
     ],
     "results": [
         *("read", "verify", "similar", "moments", "detection", "evaluation"),
-        *("parts", "runs", "views", "session", "table", "formats", "query"),
+        *("parts", "runs", "views", "session", "table", "formats", "examples", "overview", "query"),
     ],
     "cli": ["help", "completion", "demo", "preview", "main"],
 }

@@ -17,20 +17,8 @@ Format = Literal["table", "csv", "jsonl", "parquet"]
 _OPTIONS = {"csv": "FORMAT csv, HEADER", "jsonl": "FORMAT json", "parquet": "FORMAT parquet, COMPRESSION zstd"}
 _EXECUTED = r"^[=+\-@\t\r\n＝＋－＠]"
 """A spreadsheet takes text that begins so for a formula (OWASP, CSV Injection)."""
-_PLAIN = (
-    "BOOLEAN",
-    "TINYINT",
-    "SMALLINT",
-    "INTEGER",
-    "BIGINT",
-    "HUGEINT",
-    "FLOAT",
-    "DOUBLE",
-    "DECIMAL",
-    "DATE",
-    "TIME",
-)
-"""How the names of types begin whose values are no text."""
+_NUMBERS = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL")
+"""How the names of types begin whose values are numbers, or true and false."""
 
 
 def write_result(session: Session, query: str, *, kind: str, to: str | None) -> None:
@@ -87,7 +75,7 @@ def _head(name: str, kind: str) -> str:
 
 
 def _for_csv(column: str, kind: str) -> str:
-    if kind.startswith(_PLAIN) and "[" not in kind:
+    if kind.startswith(_NUMBERS) and "[" not in kind:
         return column
     text = f"CAST(to_json({column}) AS VARCHAR)" if "[" in kind or "(" in kind else f"CAST({column} AS VARCHAR)"
     return f"CASE WHEN regexp_matches({text}, '{_EXECUTED}') THEN '''' || {text} ELSE {text} END"

@@ -12,7 +12,9 @@ import tyro
 
 from vidray.flags import require, shown_as
 from vidray.results import views
+from vidray.results.examples import format_examples
 from vidray.results.formats import Format, write_result
+from vidray.results.overview import overview
 from vidray.results.session import Session
 from vidray.results.table import format_table
 from vidray.results.views import Choice
@@ -24,14 +26,16 @@ _PIPED_ROWS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class QueryConfig:
-    """Ask an output in SQL (DuckDB's); without SQL, an overview. Reads nothing but the output, and writes nothing in it.
+    """Ask an output in SQL (DuckDB's); without SQL, an overview. It reads nothing else, and writes nothing there.
     Tables: predictions (the current row of each video), all_attempts, failures, timeline, segments, moments(0.5),
     embeddings, runs, verdicts."""
 
     sql: Annotated[tyro.conf.Positional[str | None], shown_as("SQL")] = None
     """One SELECT; -: read from standard input. Default: an overview."""
-    output: Annotated[str, shown_as("URI")]
-    """The folder that vidray score wrote to."""
+    output: Annotated[str | None, shown_as("URI")] = None
+    """The folder that vidray score wrote to. Required, but for --examples."""
+    examples: bool = False
+    """Print ten queries to start from."""
     model: Annotated[str | None, shown_as("MODEL")] = None
     """Only rows of this --model of vidray score."""
     result_key: Annotated[str | None, shown_as("KEY")] = None
@@ -46,8 +50,13 @@ class QueryConfig:
     """What the database may hold; beyond it, it uses a temporary folder."""
 
     def __post_init__(self) -> None:
+        require(
+            self.examples or self.output is not None, "--output", self.output, "the folder that vidray score wrote to"
+        )
         require(self.memory_bytes >= 2**26, "--memory-bytes", self.memory_bytes, "at least 67108864 (64 MiB)")
         is_file = self.to not in (None, "-")
+        asks_in_sql = self.sql is not None or (self.kind == "table" and not is_file)
+        require(asks_in_sql or self.examples, "--format", self.kind, "table for an overview; write a SELECT for others")
         require(not is_file or self.kind != "table", "--to", self.to, f"{', '.join(_EXTENSIONS)}, or --format with it")
         if self.as_of is not None:
             views.planned_before(self.as_of)
@@ -71,11 +80,17 @@ def query(config: QueryConfig) -> None:
         UsageError: the query has a mistake, or wants more than to read the output.
         RunError: there are no rows, or the store failed, or the file is there already.
     """
+    if config.examples:
+        print(format_examples())
+        return
+    assert config.output is not None
     with Session(config.output, choice=config.choice, memory_bytes=config.memory_bytes) as session:
         for name in session.left_out:
             _note(f"the column {name!r} is left out: runs kept it with types that contradict each other")
-        asked = sys.stdin.read() if config.sql == "-" else config.sql or ""
-        selected = session.select(asked)
+        if config.sql is None:
+            print(overview(session, width=_width()))
+            return
+        selected = session.select(sys.stdin.read() if config.sql == "-" else config.sql)
         if config.kind == "table":
             print_table(session, selected)
         else:
@@ -86,16 +101,20 @@ def query(config: QueryConfig) -> None:
 
 def print_table(session: Session, selected: str) -> None:
     """As many rows as the screen has lines, and how many there are if that is not all of them."""
-    is_screen = sys.stdout.isatty()
-    size = shutil.get_terminal_size()
-    most = max(size.lines - 6, 10) if is_screen else _PIPED_ROWS
+    most = max(shutil.get_terminal_size().lines - 6, 10) if sys.stdout.isatty() else _PIPED_ROWS
     table = session.run(f"SELECT * FROM (\n{selected}\n) LIMIT {most + 1}")
-    print(format_table(table.slice(0, most), width=size.columns if is_screen or "COLUMNS" in os.environ else None))
+    print(format_table(table.slice(0, most), width=_width()))
     if table.num_rows > most:
         count = session.run(f"SELECT count(*) AS n FROM (\n{selected}\n)")["n"][0].as_py()
         print(f"{count:,} rows, of which these are {most:,}; --format csv --to FILE takes all")
     else:
         print(f"{table.num_rows:,} row{'' if table.num_rows == 1 else 's'}")
+
+
+def _width() -> int | None:
+    """Of the screen; None: it goes elsewhere, and nothing is cut."""
+    is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return shutil.get_terminal_size().columns if is_known else None
 
 
 def _note(text: str) -> None:

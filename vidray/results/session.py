@@ -44,7 +44,7 @@ class Session:
         UsageError: no row is of the model or result key that is asked for.
     """
 
-    def __init__(self, output: str, *, choice: Choice = Choice(), memory_bytes: int = 2 * 1024**3) -> None:
+    def __init__(self, output: str, *, choice: Choice = views.EVERYTHING, memory_bytes: int = 2 * 1024**3) -> None:
         """
         Args:
             memory_bytes: of DuckDB; beyond it, it spills to a temporary folder.
@@ -92,7 +92,7 @@ class Session:
         if len(statements) != 1 or statements[0].type not in _SELECTS:
             kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
             raise UsageError(f"got {kinds}, allowed is one SELECT (or FROM, WITH, DESCRIBE, SUMMARIZE, PIVOT)")
-        return statements[0].query.strip().rstrip(";")
+        return _without_end(sql)
 
     def run(self, sql: str) -> pa.Table:
         """What trusted SQL gives; the rows are held in memory.
@@ -157,3 +157,13 @@ class Session:
         if isinstance(error, duckdb.CatalogException):
             return UsageError(f"{text}; there are {', '.join(views.NAMES)}")
         return UsageError(text) if isinstance(error, _ASKED_WRONGLY) else RunError(text)
+
+
+def _without_end(sql: str) -> str:
+    """A statement without semicolons and comments behind it."""
+    data = sql.encode()
+    for start, kind in reversed(duckdb.tokenize(sql)):
+        if kind != duckdb.token_type.comment and data[start : start + 1] != b";":
+            break
+        data = data[:start]
+    return data.decode()

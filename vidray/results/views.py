@@ -97,6 +97,9 @@ class Choice:
         return " AND ".join([*same, _before(planned_at, self.planned_before)])
 
 
+EVERYTHING = Choice()
+
+
 def _before(column: str, time: datetime.datetime | None) -> str:
     return "true" if time is None else f"{column} < TIMESTAMPTZ {literal(time.isoformat())}"
 
