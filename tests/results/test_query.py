@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -199,6 +200,33 @@ def test_examples_answer_what_they_say(tmp_path):
     assert [row[:3] for row in answers(output, "Where two models disagree")] == [("/v/b", "y", "z")]
     assert [row[:3] for row in answers(output, "By folder")] == [("/v/", 4, 0), ("/w/", 2, 1)]
     assert answers(output, "Failures by kind") == [("corrupt", 1, None)]
+
+
+def documented() -> list[str]:
+    """The queries of the pages that are for `vidray query`."""
+    blocks = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/output.md").read_text(), re.DOTALL)
+    queries = [block for block in blocks if block.startswith(("-- query", "-- similar"))]
+    (readme,) = re.findall(r"```sql\n(-- Least sure first.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [query for block in [*queries, readme] for query in block.split(";\n") if query.strip()]
+
+
+@pytest.mark.parametrize("sql", documented())
+def test_every_query_of_the_docs_runs(output, sql):
+    with Session(output) as session:
+        session.run(session.select(sql))
+
+
+def test_the_commands_of_the_docs_run(tmp_path, output, capsys, monkeypatch):
+    pages = [(ROOT / page).read_text() for page in ("docs/output.md", "README.md")]
+    commands = [line for page in pages for line in re.findall(r"^vidray query .*$", page, re.MULTILINE)]
+    assert len(commands) == 5
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        words = shlex.split(command.partition(" <")[0], comments=True)[1:]
+        words[words.index("--output") + 1] = output
+        monkeypatch.setattr("sys.stdin", io.StringIO("FROM runs"))
+        assert cli(words) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"scores", "failures.csv", "archery.csv"}
 
 
 def test_there_are_ten_examples_and_they_print_as_sql(capsys, output):

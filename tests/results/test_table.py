@@ -29,7 +29,7 @@ def test_no_line_is_wider_than_the_screen_and_both_ends_of_a_long_cell_stay(widt
 def test_columns_that_do_not_fit_are_named():
     table = pa.table({f"column_{n}": ["some text"] for n in range(9)})
     last = format_table(table, width=30).splitlines()[-1]
-    assert last.startswith("and 6 columns that do not fit: column_3, ")
+    assert last.startswith("and 7 columns that do not fit: column_2, ")
 
 
 def test_the_widest_columns_give_way():
@@ -50,6 +50,7 @@ def test_the_widest_columns_give_way():
         (float("nan"), "nan"),
         (datetime.datetime(2026, 11, 1, 2, 3, 4, 5, tzinfo=datetime.UTC), "2026-11-01 02:03:04"),
         ([{"label": "é", "score": 0.93000001}], '[{"label": "é", "score": 0.93}]'),
+        ([("corrupt", 2)], '{"corrupt": 2}'),
         ("two\nlines", "two\\nlines"),
         ("\x1b[31mred", "\\x1b[31mred"),
         ("a\u202eb", "a\\u202eb"),

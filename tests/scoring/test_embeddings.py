@@ -277,7 +277,7 @@ def test_the_queries_of_the_docs_find_what_is_most_similar(tmp_path, model, vide
         return float(asked @ vector / np.linalg.norm(asked) / np.linalg.norm(vector))
 
     with duckdb.connect() as db:
-        db.sql("CREATE VIEW current AS " + current.replace("'scores/", f"'{tmp_path}/"))
+        db.sql("CREATE VIEW predictions AS " + current.replace("'scores/", f"'{tmp_path}/"))
         found = db.sql(of_videos.partition("\n")[2]).fetchall()
         windows = db.sql(of_windows.partition("\n")[2]).fetchall()
     expected = {uri: similarity(row["embedding"]) for uri, row in rows.items() if uri != str(videos[0])}

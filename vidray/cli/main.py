@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
-import json
 import select
 import shlex
 import signal
@@ -124,8 +123,7 @@ def score(arguments: list[str]) -> int:
         return 0
     try:
         job.run()
-        code = f'import vidray; print(vidray.read({json.dumps(job.store.uri)}, columns=["uri", "label", "score"]))'
-        job.progress.say(f"next: python -c {shlex.quote(code)}")
+        job.progress.say(f"next: vidray query --output {shlex.quote(job.store.uri)}")
     finally:
         if job.verdict is not None:
             print(job.verdict.to_json(), flush=True)

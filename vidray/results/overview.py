@@ -22,7 +22,7 @@ SELECT any_value(model) AS model, result_key, sum(videos)::BIGINT AS videos,
 FROM counts GROUP BY result_key ORDER BY last_scored_at DESC NULLS LAST, result_key"""
 _LABELS = """
 SELECT label, videos, mean_score FROM counts
-WHERE status = 'ok' AND result_key = {key} ORDER BY videos DESC, label"""
+WHERE status = 'ok' AND label IS NOT NULL AND result_key = {key} ORDER BY videos DESC, label"""
 _FAILURES = """
 SELECT status, sum(videos)::BIGINT AS videos, any_value(error) AS for_example FROM counts
 WHERE status <> 'ok' AND result_key = {key} GROUP BY status ORDER BY videos DESC, status"""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-_MIN_WIDTH = 8
+_MIN_WIDTH = 12
 """Of a column that is cut; what then does not fit is named below the table."""
 _GAP = "  "
 
@@ -48,6 +48,8 @@ def cell(value: Any) -> str:
             return _number(value)
         case datetime.datetime():
             return value.replace(tzinfo=None).isoformat(" ", "seconds")
+        case [tuple(), *_]:  # a map
+            return cell(dict(value))
         case dict() | list() | tuple():
             return clean(json.dumps(_rounded(value), ensure_ascii=False, default=cell))
         case _:
