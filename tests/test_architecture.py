@@ -61,7 +61,7 @@ ORDER = {
         *("background", "state", "position", "task", "checkpoint_writer", "loop"),
     ],
     "results": [
-        *("read", "verify", "similar", "moments", "detection", "evaluation"),
+        *("merged", "read", "compact", "verify", "similar", "moments", "detection", "evaluation"),
         *("parts", "runs", "views", "session", "table", "formats", "examples", "overview", "query"),
     ],
     "cli": ["help", "completion", "demo", "preview", "main"],

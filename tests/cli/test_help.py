@@ -15,6 +15,7 @@ from vidray.cli.main import parse
 from vidray.cli.preview import PreviewConfig
 from vidray.flags import known_flags
 from vidray.models.catalogue import ModelsConfig
+from vidray.results.compact import CompactConfig
 from vidray.results.moments import ExportConfig
 from vidray.results.query import QueryConfig
 from vidray.results.similar import SimilarConfig
@@ -26,6 +27,7 @@ COMMANDS = {
     "score": ScoreConfig,
     "verify": VerifyConfig,
     "query": QueryConfig,
+    "compact": CompactConfig,
     "export": ExportConfig,
     "similar": SimilarConfig,
     "preview": PreviewConfig,

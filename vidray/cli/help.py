@@ -26,6 +26,7 @@ EXAMPLES = {
         "vidray query --output s3://bucket/scores/",
         'vidray query --output scores "SELECT label, count(*) FROM predictions GROUP BY label" --to labels.csv',
     ),
+    "compact": ("vidray compact --output scores", "vidray compact --output s3://bucket/scores/"),
     "export": (
         "vidray export --output scores --to moments.csv",
         "vidray export --output scores --format webvtt --to chapters --min-score 0.8",

@@ -33,6 +33,7 @@ commands:
   score       score every video of the sources: one row per video, resumable, only what is new
   verify      check an output: parts against plans and keys, row by row
   query       ask an output in SQL; without SQL an overview: videos, labels, failures, nights
+  compact     copy many small parts into few files, which make queries of a year of nights quick
   export      write when something happens in each video: CSV, ActivityNet's JSON, chapters for a browser
   similar     list the videos most like one of them, or pairs that are nearly the same, by their embeddings
   preview     show the clips that training or validation would see, as a contact sheet or an animation
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "score": score,
         "verify": verify,
         "query": query,
+        "compact": compact,
         "export": export,
         "similar": similar,
         "train": train,
@@ -148,6 +150,17 @@ def query(arguments: list[str]) -> int:
     from vidray.results.query import query as run_query
 
     run_query(parse(QueryConfig, arguments, prog="vidray query"))
+    return 0
+
+
+def compact(arguments: list[str]) -> int:
+    """``vidray compact``."""
+    from vidray.results.compact import CompactConfig
+    from vidray.results.compact import compact as run_compaction
+
+    config = parse(CompactConfig, arguments, prog="vidray compact")
+    print(run_compaction(config))
+    print(f"next: vidray query --output {shlex.quote(config.output)}")
     return 0
 
 
@@ -263,6 +276,7 @@ def completion(arguments: list[str]) -> int:
     from vidray.cli.demo import DemoConfig
     from vidray.cli.preview import PreviewConfig
     from vidray.models.catalogue import ModelsConfig
+    from vidray.results.compact import CompactConfig
     from vidray.results.moments import ExportConfig
     from vidray.results.query import QueryConfig
     from vidray.results.similar import SimilarConfig
@@ -277,6 +291,7 @@ def completion(arguments: list[str]) -> int:
         raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")
     configs = {
         **{"score": ScoreConfig, "verify": VerifyConfig, "query": QueryConfig, "similar": SimilarConfig},
+        "compact": CompactConfig,
         **{"train": TrainConfig, "evaluate": EvaluateConfig},
         **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
         **{"export": ExportConfig, "demo": DemoConfig, "completion": None},

@@ -16,7 +16,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from vidray.errors import RunError
-from vidray.scoring.output import PREDICTION_SCHEMA, shard_of_part
+from vidray.results.merged import FOLDER, find_row_files
+from vidray.scoring.output import PREDICTION_SCHEMA
 from vidray.storage.failures import describe
 from vidray.storage.store import Store
 
@@ -35,9 +36,7 @@ class Parts:
     """
 
     def __init__(self, store: Store) -> None:
-        sizes = {
-            path: size for path, size in store.list_sizes("predictions").items() if shard_of_part(path) is not None
-        }
+        sizes = find_row_files(store).sizes
         if not sizes:
             raise RunError(f"{store.uri} holds no rows of vidray score{_unfinished(store)}")
         self._files = StoreFiles(store, sizes)
@@ -75,8 +74,9 @@ def _unfinished(store: Store) -> str:
 
 
 def _one_of_each_folder(paths: Iterable[str]) -> list[str]:
-    """All parts of a run have one schema."""
-    return list({path.rpartition("/")[0]: path for path in paths}.values())
+    """All parts of a run have one schema; merged copies of many may have several."""
+    folders = {path if path.startswith(FOLDER) else path.rpartition("/")[0]: path for path in paths}
+    return list(folders.values())
 
 
 def _schemas(store: Store, paths: Sequence[str]) -> list[pa.Schema]:

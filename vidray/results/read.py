@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vidray.errors import RunError
-from vidray.scoring.output import PREDICTION_SCHEMA, VIDEO, shard_of_part
+from vidray.results.merged import find_row_files
+from vidray.scoring.output import PREDICTION_SCHEMA, VIDEO
 from vidray.storage.store import Store
 
 CURRENT_SQL = """
@@ -116,7 +117,7 @@ def _fragment(start: float | None, end: float | None) -> str:
 
 
 def _part_paths(store: Store) -> list[str]:
-    paths = [path for path in store.list("predictions") if shard_of_part(path) is not None]
+    paths = list(find_row_files(store).sizes)
     if not paths:
         raise RunError(f"{store.uri} holds no rows of vidray score")
     return paths
