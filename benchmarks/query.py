@@ -2,6 +2,7 @@
 
     python benchmarks/query.py                                  # 400 runs of 25,000 rows, 7 parts each: 10 million rows
     python benchmarks/query.py --rows-per-part 250              # 100 parts each, as runs of that size have by default
+    python benchmarks/query.py --compact                        # also after `vidray compact`
     python benchmarks/query.py --runs 3 --rows 100 --rows-per-part 40      # a try
 
 Rows have the columns of real ones, 400 labels and five of them in ``top_k``; four in a hundred are of a video that an
@@ -24,6 +25,8 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from vidray.results.compact import CompactConfig, compact
+from vidray.scoring.history import run_file
 from vidray.scoring.output import PREDICTION_SCHEMA, TIME_TYPE, TOP_K_TYPE, parquet_bytes, part_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,6 +92,9 @@ def write_year(folder: Path, *, num_runs: int, num_rows: int, rows_per_part: int
             path = folder / part_path(f"r{day:04d}", shard)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(parquet_bytes(table.slice(start, rows_per_part), {}))
+        marker = folder / run_file(f"r{day:04d}", "_SUCCESS")
+        marker.parent.mkdir(parents=True)
+        marker.touch()
 
 
 def measure(folder: Path, sql: str) -> tuple[float, int, str]:
@@ -99,20 +105,29 @@ def measure(folder: Path, sql: str) -> tuple[float, int, str]:
     return time.perf_counter() - started, int(done.stderr.split()[-1]), done.stdout
 
 
+def _print_answers(output: Path) -> None:
+    print("| question | seconds | peak MiB |\n|---|---|---|")
+    for name, sql in QUESTIONS.items():
+        seconds, peak, _ = measure(output, sql)
+        print(f"| {name} | {seconds:.1f} | {peak:,} |", flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the output, ask, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=400)
     parser.add_argument("--rows", type=int, default=25_000, help="of each run")
     parser.add_argument("--rows-per-part", type=int, default=4_000)
+    parser.add_argument("--compact", action="store_true", help="ask again after vidray compact")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="vidray-benchmark-") as folder:
         output = Path(folder)
         write_year(output, num_runs=args.runs, num_rows=args.rows, rows_per_part=args.rows_per_part)
-        print("| question | seconds | peak MiB |\n|---|---|---|")
-        for name, sql in QUESTIONS.items():
-            seconds, peak, _ = measure(output, sql)
-            print(f"| {name} | {seconds:.1f} | {peak:,} |", flush=True)
+        _print_answers(output)
+        if args.compact:
+            started = time.perf_counter()
+            print(f"\n{compact(CompactConfig(output=folder))} in {time.perf_counter() - started:.0f} s\n")
+            _print_answers(output)
 
 
 if __name__ == "__main__":

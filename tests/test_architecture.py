@@ -62,7 +62,7 @@ ORDER = {
     ],
     "results": [
         *("merged", "read", "compact", "verify", "similar", "moments", "detection", "evaluation"),
-        *("parts", "runs", "views", "session", "table", "formats", "examples", "overview", "query"),
+        *("parts", "runs", "views", "session", "table", "formats", "ddl", "examples", "overview", "query"),
     ],
     "cli": ["help", "completion", "demo", "preview", "main"],
 }

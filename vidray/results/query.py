@@ -12,12 +12,15 @@ import tyro
 
 from vidray.flags import require, shown_as
 from vidray.results import views
+from vidray.results.ddl import Engine, ddl
 from vidray.results.examples import format_examples
 from vidray.results.formats import Format, write_result
 from vidray.results.overview import overview
+from vidray.results.parts import Parts
 from vidray.results.session import Session
 from vidray.results.table import format_table
 from vidray.results.views import Choice
+from vidray.storage.store import Store
 
 _EXTENSIONS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _PIPED_ROWS = 1000
@@ -36,6 +39,8 @@ class QueryConfig:
     """The folder that vidray score wrote to. Required, but for --examples."""
     examples: bool = False
     """Print ten queries to start from."""
+    ddl: Engine | None = None
+    """Print the statements that make the same tables in Athena or Spark."""
     model: Annotated[str | None, shown_as("MODEL")] = None
     """Only rows of this --model of vidray score."""
     result_key: Annotated[str | None, shown_as("KEY")] = None
@@ -56,7 +61,8 @@ class QueryConfig:
         require(self.memory_bytes >= 2**26, "--memory-bytes", self.memory_bytes, "at least 67108864 (64 MiB)")
         is_file = self.to not in (None, "-")
         asks_in_sql = self.sql is not None or (self.kind == "table" and not is_file)
-        require(asks_in_sql or self.examples, "--format", self.kind, "table for an overview; write a SELECT for others")
+        prints_sql = self.examples or self.ddl is not None
+        require(asks_in_sql or prints_sql, "--format", self.kind, "table for an overview; write a SELECT for others")
         require(not is_file or self.kind != "table", "--to", self.to, f"{', '.join(_EXTENSIONS)}, or --format with it")
         if self.as_of is not None:
             views.planned_before(self.as_of)
@@ -84,6 +90,10 @@ def query(config: QueryConfig) -> None:
         print(format_examples())
         return
     assert config.output is not None
+    if config.ddl is not None:
+        store = Store(config.output)
+        print(ddl(config.ddl, store.uri, Parts(store).schema))
+        return
     with Session(config.output, choice=config.choice, memory_bytes=config.memory_bytes) as session:
         for name in session.left_out:
             _note(f"the column {name!r} is left out: runs kept it with types that contradict each other")

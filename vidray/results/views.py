@@ -19,7 +19,8 @@ WITH repeated AS MATERIALIZED (SELECT hash({IDENTITY}) AS h FROM all_attempts GR
 SELECT * FROM all_attempts WHERE hash({IDENTITY}) NOT IN (FROM repeated)
 UNION ALL BY NAME ({CURRENT_SQL})"""
 
-_NAMED_COLUMNS = ("uri", "start_seconds", "end_seconds", "result_key", "model", "embedding")
+NAMED_COLUMNS = ("uri", "start_seconds", "end_seconds", "result_key", "model", "embedding")
+"""Of the table of embeddings, as far as there are such columns."""
 
 VIEWS = {
     "predictions": _PREDICTIONS,
@@ -34,7 +35,7 @@ FROM (SELECT uri, result_key, unnest(list_transform(timeline, lambda entry, i: {
     "segments": """
 SELECT uri, result_key, s.start_seconds, s.end_seconds, s.label, s.score
 FROM (SELECT uri, result_key, unnest(segments) AS s FROM predictions)""",
-    "embeddings": f"SELECT COLUMNS(lambda name: name IN {_NAMED_COLUMNS}) FROM predictions WHERE embedding IS NOT NULL",
+    "embeddings": f"SELECT COLUMNS(lambda name: name IN {NAMED_COLUMNS}) FROM predictions WHERE embedding IS NOT NULL",
 }
 """Each view's query, in an order in which they can be made, over a table ``all_attempts``."""
 
