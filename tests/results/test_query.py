@@ -64,9 +64,9 @@ def test_a_query_may_come_from_a_file(output, capsys, monkeypatch):
 
 
 def test_every_format_holds_the_same_rows_in_their_order(tmp_path, output, capsys):
-    sql = "SELECT uri, attempts, status = 'ok' AS good, uri FROM predictions ORDER BY uri DESC, attempts"
+    sql = "SELECT uri, attempts, status = 'ok' AS good, uri FROM predictions ORDER BY uri DESC, attempts, good"
     wanted = sorted(((uri, attempts, status == "ok", uri) for uri, _, _, status, attempts in EXPECTED), key=str)
-    wanted.sort(key=lambda row: row[1])
+    wanted.sort(key=lambda row: row[1:3])
     wanted.sort(key=lambda row: row[0], reverse=True)
     names = ["uri", "attempts", "good", "uri_1"]
     for name in ("x.csv", "x.jsonl", "x.parquet"):
@@ -275,4 +275,4 @@ def test_a_table_fits_the_terminal(output):
     assert max(map(len, lines[:-2])) <= 70
     assert len(lines) <= 24
     assert "columns that do not fit: " in lines[-2]
-    assert lines[-1].startswith("350 rows, of which these are 18")
+    assert lines[-1].startswith(f"{50 * len(EXPECTED)} rows, of which these are 18")

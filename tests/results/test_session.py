@@ -56,7 +56,9 @@ def test_predictions_are_what_python_reads(tmp_path):
     output = write(tmp_path, *NIGHTS)
     names = ", ".join(read(output).column_names)
     with Session(output) as session:
-        assert session.run(f"SELECT {names} FROM predictions ORDER BY uri, result_key").equals(read(output))
+        assert session.run(
+            f"SELECT {names} FROM predictions ORDER BY uri, start_seconds NULLS FIRST, result_key"
+        ).equals(read(output))
 
 
 def test_what_identifies_a_video_is_taken_from_the_definition_of_current():

@@ -17,7 +17,7 @@ from vidray.results.views import IDENTITY, NAMED_COLUMNS, literal
 
 Engine = Literal["athena", "spark"]
 
-_VERSION = re.findall(r"OVER \(PARTITION BY ([^()]+)\) AS version_planned_at", CURRENT_SQL)[0]
+_VERSION = re.findall(r"OVER \(\s*PARTITION BY ([^()]+)\) AS version_planned_at", CURRENT_SQL)[0]
 """What all rows of one version of a video have in common."""
 _NESTED = ("label", "score", "top_k", "timeline", "segments", "embedding")
 _ENTRY = "start_seconds, end_seconds, label, score"
@@ -120,7 +120,7 @@ def _athena_unnest(column: str) -> str:
     names = _ENTRY.split(", ")
     arrays = [f"transform({column}, entry -> entry.{name})" for name in names]
     if column == "timeline":  # each begins where the one before ends; the last start is one too many
-        arrays[0] = f"ARRAY[0e0] || {arrays[1]}"
+        arrays[0] = f"ARRAY[coalesce(predictions.start_seconds, 0e0)] || {arrays[1]}"
     listed = ",\n    ".join(arrays)
     return (
         f"SELECT uri, result_key, {', '.join(f'entry.{name}' for name in names)}\n"
@@ -132,7 +132,7 @@ def _athena_unnest(column: str) -> str:
 def _spark_unnest(column: str) -> str:
     start = "entry.start_seconds"
     if column == "timeline":
-        start = "CASE WHEN place = 0 THEN 0D ELSE timeline[place - 1].end_seconds END AS start_seconds"
+        start = "CASE WHEN place = 0 THEN coalesce(start_seconds, 0D) ELSE timeline[place - 1].end_seconds END AS start_seconds"
     return (
         f"SELECT uri, result_key, {start}, entry.end_seconds, entry.label, entry.score\n"
         f"FROM predictions LATERAL VIEW posexplode({column}) entries AS place, entry"

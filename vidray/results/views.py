@@ -29,7 +29,7 @@ VIEWS = {
     "timeline": """
 SELECT uri, result_key, entry.start_seconds, entry.end_seconds, entry.label, entry.score
 FROM (SELECT uri, result_key, unnest(list_transform(timeline, lambda entry, i: {
-          'start_seconds': coalesce(timeline[i - 1].end_seconds, 0), 'end_seconds': entry.end_seconds,
+          'start_seconds': coalesce(timeline[i - 1].end_seconds, start_seconds, 0), 'end_seconds': entry.end_seconds,
           'label': entry.label, 'score': entry.score})) AS entry
       FROM predictions)""",
     "segments": """
