@@ -132,7 +132,8 @@ def _athena_unnest(column: str) -> str:
 def _spark_unnest(column: str) -> str:
     start = "entry.start_seconds"
     if column == "timeline":
-        start = "CASE WHEN place = 0 THEN coalesce(start_seconds, 0D) ELSE timeline[place - 1].end_seconds END AS start_seconds"
+        first = "coalesce(start_seconds, 0D)"
+        start = f"CASE WHEN place = 0 THEN {first} ELSE timeline[place - 1].end_seconds END AS start_seconds"
     return (
         f"SELECT uri, result_key, {start}, entry.end_seconds, entry.label, entry.score\n"
         f"FROM predictions LATERAL VIEW posexplode({column}) entries AS place, entry"

@@ -18,7 +18,8 @@ GROUP BY label HAVING since = (SELECT max(planned_at) FROM all_attempts) ORDER B
 SELECT a.uri, a.label, b.label AS other, a.score, b.score AS other_score
 FROM predictions a JOIN predictions b USING (uri, etag)
 WHERE a.result_key < b.result_key AND a.start_seconds IS NOT DISTINCT FROM b.start_seconds
-  AND a.end_seconds IS NOT DISTINCT FROM b.end_seconds AND a.label <> b.label ORDER BY a.score + b.score DESC LIMIT 20""",
+  AND a.end_seconds IS NOT DISTINCT FROM b.end_seconds AND a.label <> b.label
+ORDER BY a.score + b.score DESC LIMIT 20""",
     "By folder": """
 SELECT regexp_replace(uri, '[^/]*$', '') AS folder, count(*) AS videos, count(*) FILTER (status <> 'ok') AS failed,
        mode(label) AS most_frequent, avg(score) AS mean_score
