@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
-from tests.support.videos import audio_only, make_video
+from tests.support.videos import audio_only, make_video, resized_midway
 from vidray.cli.main import main as cli
 from vidray.errors import VideoError
 from vidray.sandbox.sandbox import Sandbox
@@ -160,6 +160,12 @@ def test_too_little_memory_is_called_so_and_the_next_video_decodes() -> None:
             sandbox.decode(large)
         assert raised.value.status is Status.OUT_OF_MEMORY
         sandbox.decode(make_video(num_frames=9))
+
+
+def test_frames_of_two_sizes_in_one_clip_are_refused_and_not_called_a_lack_of_memory(sandbox: Sandbox) -> None:
+    with pytest.raises(VideoError, match=r"PyTorchVideo: .*equal size") as raised:
+        sandbox.decode(resized_midway())
+    assert raised.value.status is Status.UNSUPPORTED
 
 
 @pytest.mark.parametrize("command", ["train", "score", "preview"])

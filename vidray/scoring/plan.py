@@ -156,7 +156,8 @@ def plan_fresh(
 ) -> tuple[Plan, Account]:
     """List the sources, leave out what the output holds, and give what remains a run. Writes nothing."""
     left: Counter[str] = Counter()
-    kept = config.keep_columns and read_kept(config.source, config.kept_names, taken=_taken_names())
+    taken = {*output.PREDICTION_SCHEMA.names, *PLAN_SCHEMA.names}
+    kept = config.keep_columns and read_kept(config.source, config.kept_names, taken=taken)
     listed = list_sources(config.source, extensions=config.extensions, left=left, on_progress=on_progress)
     if config.limit is not None:
         listed = sample(listed, config.limit)
@@ -188,17 +189,14 @@ def plan_fresh(
     return Plan(header=header, rows=_typed(with_kept(rows, kept) if kept else rows)), account
 
 
-def _taken_names() -> set[str]:
-    return {*output.PREDICTION_SCHEMA.names, *PLAN_SCHEMA.names}
-
-
 def with_long_ones_early(rows: pa.Table) -> pa.Table:
     """Objects of many times the usual size, largest first, spread over the first half of the run; all others in order.
 
     A run would else wait at its end for the one long video that happened to come last.
     """
     sizes = pc.fill_null(rows["size_bytes"], 0).to_numpy()
-    is_long = sizes > _LONG * np.median(sizes) if len(sizes) and np.median(sizes) > 0 else np.zeros(len(sizes), bool)
+    usual = np.median(sizes) if len(sizes) else 0
+    is_long = (sizes > _LONG * usual) & (usual > 0)
     places = np.empty(len(sizes))
     places[~is_long] = np.linspace(0, 1, np.count_nonzero(~is_long), endpoint=False)
     longs = np.flatnonzero(is_long)

@@ -59,7 +59,8 @@ def sample_clips(
     """For each span the frames of ``EncodedVideo.get_clip`` that ``UniformTemporalSubsample`` takes, converted.
 
     Raises:
-        VideoError: CORRUPT if PyTorchVideo cannot open the file, or finds no frame in a span.
+        VideoError: CORRUPT if PyTorchVideo cannot open the file, or finds no frame in a span; UNSUPPORTED if it cannot
+            make one clip of the frames, as where their size changes.
         MemoryError: the frames of a span, all of them, at full size and as float32, need more than the sandbox allows.
     """
     video_class = load()
@@ -67,7 +68,7 @@ def sample_clips(
     try:
         video = video_class(io.BytesIO(data), decode_audio=False)
     except RuntimeError as error:
-        _raise_lack_of_memory(error.__context__)
+        _raise_lack_of_memory(error.__context__ or _CAUGHT.last)
         raise VideoError(Status.CORRUPT, f"PyTorchVideo: {error}") from error
     try:
         return [_pictures(video, span, num_frames, convert) for span in spans]
@@ -78,8 +79,10 @@ def sample_clips(
 def _pictures(video: Any, span: ClipSpan, num_frames: int, convert: Convert) -> list[Picture]:
     try:
         frames_CTHW = video.get_clip(span.start_seconds, span.end_seconds)["video"]
-    except RuntimeError as error:  # what torch raises for want of memory has no class of its own
-        raise MemoryError(str(error)) from error
+    except RuntimeError as error:
+        if "allocate memory" in str(error):  # what torch raises then has no class of its own
+            raise MemoryError(str(error)) from error
+        raise VideoError(Status.UNSUPPORTED, f"PyTorchVideo: {error}") from error
     if frames_CTHW is None:
         _raise_lack_of_memory(_CAUGHT.last)
         bounds = f"{float(span.start_seconds):g} and {float(span.end_seconds):g} s"
@@ -90,5 +93,5 @@ def _pictures(video: Any, span: ClipSpan, num_frames: int, convert: Convert) -> 
 
 
 def _raise_lack_of_memory(error: BaseException | None) -> None:
-    if isinstance(error or _CAUGHT.last, MemoryError):
+    if isinstance(error, MemoryError):
         raise MemoryError("PyTorchVideo needs the memory of all frames of a span") from error
