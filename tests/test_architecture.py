@@ -17,6 +17,7 @@ LAYERS = [
     ["types", "errors", "flags", "cpu_tuning", "progress"],
     ["storage", "video", "models"],
     ["sources", "sandbox", "checkpoints", "cluster"],
+    ["pages"],
     ["scoring", "training"],
     ["results"],
     ["api"],
@@ -42,6 +43,7 @@ ORDER = {
     ],
     "sandbox": ["landlock", "seccomp", "confinement", "protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "card", "write", "convert", "new"],
+    "pages": ["words", "blocks", "page", "charts", "strips"],
     "scoring": [
         *("config", "output", "history", "accounting", "plan", "collector", "timing", "summary", "verdict"),
         *("staging", "predictor", "classifier", "stages", "batching", "stream_predictor"),
@@ -50,7 +52,18 @@ ORDER = {
     "scoring.runners": ["base", "local_worker", "local", "ray_layout", "ray", "choose"],
     "training": [
         *("config", "metrics", "trackers", "resources", "device", "data", "loop", "plan"),
-        *("evaluate", "report", "publish", "evaluate_job", "finish", "worker", "trainer", "job"),
+        *(
+            "evaluate",
+            "report_facts",
+            "report_charts",
+            "report",
+            "publish",
+            "evaluate_job",
+            "finish",
+            "worker",
+            "trainer",
+            "job",
+        ),
     ],
     "training.data": [
         *("order", "batch", "bad_videos", "rand_augment", "augment", "clips", "pools", "ray_pool"),

@@ -18,6 +18,7 @@ import torch
 from vidray.checkpoints.checkpoint import Checkpoint, load_model
 from vidray.cpu_tuning import keep_freed_memory
 from vidray.models.processors import check_view
+from vidray.pages.words import file_name
 from vidray.progress import StepLine, format_seconds
 from vidray.storage.store import Store
 from vidray.training.config import EvaluateConfig
@@ -25,7 +26,7 @@ from vidray.training.device import choose_device, use_bf16
 from vidray.training.evaluate import EvalResults, EvalSpec, evaluate, video_scores
 from vidray.training.loop.checkpoint_writer import overwrite, write_bad_videos
 from vidray.training.loop.ranks import Ranks
-from vidray.training.report import draw_report
+from vidray.training.report import Evaluated, write_report
 
 _LOG_SECONDS = 5.0
 _LOGGED_FIGURES = (
@@ -71,7 +72,7 @@ def evaluate_checkpoint(
     figures, results = evaluate(model, spec, Ranks(device=device), dtype=dtype)
     log("\n".join(f"{name}: {figures[name]:.6g}" for name in _LOGGED_FIGURES))
     if store is not None:
-        _write_results(figures, results, spec, store)
+        _write_results(config, figures, results, spec, store)
         log(f"written to {store.uri}: metrics.json, evaluation.parquet, report/")
     return figures
 
@@ -112,13 +113,17 @@ def predictions_table(results: EvalResults, spec: EvalSpec) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([*((name, pa.string()) for name in names), ("score", pa.float64())]))
 
 
-def _write_results(figures: dict[str, Any], results: EvalResults, spec: EvalSpec, store: Store) -> None:
-    """Metrics, predictions and pictures; an earlier evaluation's are replaced."""
+def _write_results(
+    config: EvaluateConfig, figures: dict[str, Any], results: EvalResults, spec: EvalSpec, store: Store
+) -> None:
+    """Metrics, predictions and a report; an earlier evaluation's are replaced."""
     with tempfile.TemporaryDirectory(prefix="vidray-evaluate-") as temporary:
         folder = Path(temporary)
         (folder / "metrics.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False))
         pq.write_table(predictions_table(results, spec), folder / "evaluation.parquet")
-        draw_report(folder / "report", figures, results, spec)
+        title = f"Evaluation of {file_name(config.model.rstrip('/'))}"
+        evaluated = Evaluated(title=title, labels=spec.labels, view=spec.view, figures=figures)
+        write_report(folder, evaluated, results, spec)
         for root, _, names in os.walk(folder):
             for name in sorted(names):
                 path = Path(root) / name

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from vidray.pages.words import file_name
 from vidray.storage.store import Store
 from vidray.training import report
 from vidray.training.data.bad_videos import BAD_VIDEOS_FILE, bad_videos_table
@@ -19,7 +20,7 @@ from vidray.training.evaluate import EvalResults, EvalSpec, evaluate
 from vidray.training.loop.checkpoint_writer import CheckpointWriter
 from vidray.training.loop.loop import Loop
 from vidray.training.plan import TrainingPlan
-from vidray.training.publish import TrainingResult, publish
+from vidray.training.publish import TrainingResult, publish, training_facts
 
 
 def finish(
@@ -47,8 +48,7 @@ def finish(
     def add_files(folder: Path) -> None:
         pq.write_table(_bad_videos(loop, spec, results, plan), folder / BAD_VIDEOS_FILE)
         (folder / "split.parquet").write_bytes(plan.manifest.public().to_parquet())
-        if not report.draw_report(folder / "report", metrics, results, spec, metrics_rows=result.metrics_rows):
-            log("no report is drawn: matplotlib is not installed (pip install matplotlib)")
+        report.write_report(folder, _evaluated(result, store), results, spec)
 
     publish(result, store, add_files=add_files, check_lease=check_lease)
     log(
@@ -88,6 +88,17 @@ def _training_result(loop: Loop, spec: EvalSpec, plan: TrainingPlan, metrics: di
         base_model=config.model,
         best_epoch=None if position.best_epoch is None else position.best_epoch + 1,
         num_bad_videos=len(position.bad_videos),
+    )
+
+
+def _evaluated(result: TrainingResult, store: Store) -> report.Evaluated:
+    return report.Evaluated(
+        title=file_name(store.uri.rstrip("/")),
+        labels=result.manifest.labels,
+        view=result.view,
+        figures=result.metrics,
+        metrics_rows=result.metrics_rows,
+        training=training_facts(result),
     )
 
 

@@ -1,0 +1,1 @@
+"""Reports as pages: one HTML file each, which runs no script and asks nobody for anything."""
