@@ -18,6 +18,7 @@ from vidray.models.catalogue import ModelsConfig
 from vidray.results.compact import CompactConfig
 from vidray.results.moments import ExportConfig
 from vidray.results.query import QueryConfig
+from vidray.results.report import ReportConfig
 from vidray.results.similar import SimilarConfig
 from vidray.results.verify import VerifyConfig
 from vidray.scoring.config import ScoreConfig
@@ -30,6 +31,7 @@ COMMANDS = {
     "compact": CompactConfig,
     "export": ExportConfig,
     "similar": SimilarConfig,
+    "report": ReportConfig,
     "preview": PreviewConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,

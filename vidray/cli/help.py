@@ -35,6 +35,10 @@ EXAMPLES = {
         "vidray similar --output scores --to videos/a.mp4",
         "vidray similar --output s3://bucket/scores/ --duplicates 0.98",
     ),
+    "report": (
+        "vidray report --output s3://bucket/scores/ --to report.html",
+        "vidray report --model my-model --to training.html",
+    ),
     "preview": (
         "vidray preview --source videos/ --model MCG-NJU/videomae-base",
         "vidray preview --source videos/ --model MCG-NJU/videomae-base --no-augmented --output preview.gif",

@@ -36,6 +36,7 @@ commands:
   compact     copy many small parts into few files, which make queries of a year of nights quick
   export      write when something happens in each video: CSV, ActivityNet's JSON, chapters for a browser
   similar     list the videos most like one of them, or pairs that are nearly the same, by their embeddings
+  report      write a page on a run of score, or on a training, as one HTML file
   preview     show the clips that training or validation would see, as a contact sheet or an animation
   train       fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
   evaluate    evaluate a checkpoint on labelled videos
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compact": compact,
         "export": export,
         "similar": similar,
+        "report": report,
         "train": train,
         "evaluate": evaluate,
         "preview": preview,
@@ -186,6 +188,17 @@ def similar(arguments: list[str]) -> int:
     return 0
 
 
+def report(arguments: list[str]) -> int:
+    """``vidray report``."""
+    from vidray.results.report import ReportConfig
+    from vidray.results.report import report as write_report
+
+    config = parse(ReportConfig, arguments, prog="vidray report")
+    write_report(config)
+    print(f"written to {config.to}")
+    return 0
+
+
 def preview(arguments: list[str]) -> int:
     """``vidray preview``."""
     from vidray.cli.preview import PreviewConfig, run_preview
@@ -279,6 +292,7 @@ def completion(arguments: list[str]) -> int:
     from vidray.results.compact import CompactConfig
     from vidray.results.moments import ExportConfig
     from vidray.results.query import QueryConfig
+    from vidray.results.report import ReportConfig
     from vidray.results.similar import SimilarConfig
     from vidray.results.verify import VerifyConfig
     from vidray.training.config import EvaluateConfig, TrainConfig
@@ -291,7 +305,7 @@ def completion(arguments: list[str]) -> int:
         raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")
     configs = {
         **{"score": ScoreConfig, "verify": VerifyConfig, "query": QueryConfig, "similar": SimilarConfig},
-        "compact": CompactConfig,
+        **{"compact": CompactConfig, "report": ReportConfig},
         **{"train": TrainConfig, "evaluate": EvaluateConfig},
         **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
         **{"export": ExportConfig, "demo": DemoConfig, "completion": None},

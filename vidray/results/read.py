@@ -101,7 +101,7 @@ class CurrentRows:
         """Some columns of some of the rows, which are given as rows of ``index`` in their order: a part at a time."""
         parts, starts = np.unique(index["part"].to_numpy(), return_index=True)
         for part, places in zip(parts, np.split(index["place"].to_numpy(), starts[1:]), strict=False):
-            yield _read_part(self._store, self._paths[part], list(columns)).take(pa.array(places))
+            yield read_part(self._store, self._paths[part], list(columns)).take(pa.array(places))
 
 
 def shown_names(block: pa.Table) -> list[str]:
@@ -125,7 +125,7 @@ def _part_paths(store: Store) -> list[str]:
 
 def _read_parts(store: Store, paths: Sequence[str], columns: Sequence[str] | None) -> list[pa.Table]:
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return list(pool.map(lambda path: _read_part(store, path, columns), paths))
+        return list(pool.map(lambda path: read_part(store, path, columns), paths))
 
 
 def _current(tables: Sequence[pa.Table], *, order: str) -> pa.Table:
@@ -140,7 +140,7 @@ def _current(tables: Sequence[pa.Table], *, order: str) -> pa.Table:
     return current.cast(pa.schema([predictions.schema.field(name) for name in current.column_names]))
 
 
-def _read_part(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
+def read_part(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
     """Some columns of a part, or all; null where an older version did not write them. Kept ones only where they are."""
     data = io.BytesIO(store.read(path))
     names = pq.read_schema(data).names

@@ -1,0 +1,94 @@
+"""``vidray report``: one page on a run of scoring, or on a training."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import Annotated
+
+from vidray.errors import RunError
+from vidray.flags import require, shown_as
+from vidray.pages.blocks import Page
+from vidray.pages.page import render
+from vidray.results import report_change, report_found, report_run
+from vidray.results.run_rows import Run, before, choose, database, ended_runs
+from vidray.storage.store import Store
+from vidray.training.report import checkpoint_page
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write a report as one HTML file that asks no server for anything: of a run of vidray score, or of a training.
+    Reads only, besides the file."""
+
+    output: Annotated[str | None, shown_as("URI")] = None
+    """The folder that vidray score wrote to."""
+    model: Annotated[str | None, shown_as("CHECKPOINT")] = None
+    """In place of --output: a checkpoint that vidray train made."""
+    to: Annotated[str, shown_as("FILE")] = "report.html"
+    """Where the page goes; a file that is there is replaced."""
+    run: Annotated[str | None, shown_as("RUN")] = None
+    """Which run. Default: the last that has ended."""
+    against: Annotated[str | None, shown_as("RUN")] = None
+    """What to compare it with. Default: the run before it."""
+    frames: bool = True
+    """Show frames of some videos; they are read again for that. --no-frames: names only."""
+
+    def __post_init__(self) -> None:
+        require((self.output is None) != (self.model is None), "--output", self.output, "an output, or --model instead")
+        require(self.model is None or self.run is self.against is None, "--run", self.run, "a run only with --output")
+
+
+def report(config: ReportConfig) -> None:
+    """Write the page.
+
+    Raises:
+        UsageError: there is no such run or checkpoint.
+        RunError: there is nothing to report on, or a store failed.
+    """
+    if config.model is not None:
+        html = checkpoint_page(config.model)
+    else:
+        assert config.output is not None
+        html = render(scoring_page(config.output, config.run, config.against, with_frames=config.frames))
+    folder, name = posixpath.split(config.to)
+    require(bool(name), "--to", config.to, "the name of a file")
+    store = Store(folder or ".", conditional=False)
+    store.delete(name)
+    try:
+        store.create(name, html.encode())
+    except FileExistsError:
+        raise RunError(f"{config.to} was written by another at the same moment") from None
+
+
+def scoring_page(output: str, run_id: str | None, against: str | None, *, with_frames: bool = True) -> Page:
+    """The page of a run."""
+    store = Store(output)
+    runs = ended_runs(store)
+    run = choose(runs, run_id, flag="--run")
+    other = before(runs, run) if against is None else choose(runs, against, flag="--against")
+    tables = {"after": [run.run_id], "before": _compared(runs, run, other)}
+    with database(store, tables) as db:
+        sections = [
+            report_run.section(db, run),
+            report_found.section(db, store, with_frames=with_frames),
+            report_change.section(db, run, other),
+        ]
+        return Page(
+            title=f"Scores of {run.summary['created_at'][:10]}",
+            subtitle=store.uri,
+            verdict=report_run.verdict(run),
+            tone="bad" if run.summary["outcome"] != "success" else "good",
+            figures=report_run.headlines(run),
+            sections=sections,
+            facts=report_run.origin(run),
+        )
+
+
+def _compared(runs: list[Run], run: Run, other: Run | None) -> list[str]:
+    """The other run alone where its rows are comparable, else all runs of its model: each scored what was new then."""
+    if other is None:
+        return []
+    if other.result_key == run.result_key:
+        return [other.run_id]
+    return [one.run_id for one in runs if one.result_key == other.result_key]

@@ -1,0 +1,109 @@
+"""The rows of some runs as DuckDB tables in a temporary file: few columns, read part by part, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from vidray.errors import RunError, UsageError
+from vidray.results.read import read_part
+from vidray.scoring.history import run_file, run_files
+from vidray.scoring.output import shard_of_part
+from vidray.storage.store import Store
+
+COLUMNS = {
+    "uri": "VARCHAR",
+    "etag": "VARCHAR",
+    "status": "VARCHAR",
+    "error": "VARCHAR",
+    "label": "VARCHAR",
+    "score": "FLOAT",
+    "codec": "VARCHAR",
+    "duration_seconds": "DOUBLE",
+    "size_bytes": "BIGINT",
+    "scored_at": "TIMESTAMPTZ",
+}
+"""Of the tables: these columns of the predictions, and ``part`` and ``place``, where the row lies."""
+_MEMORY = "512MB"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A run that has ended."""
+
+    run_id: str
+    summary: dict[str, Any]
+    """Of summary.json."""
+
+    @property
+    def result_key(self) -> str:
+        """Rows of runs with the same are comparable."""
+        return str(self.summary["result_key"])
+
+
+def ended_runs(store: Store) -> list[Run]:
+    """The runs of an output that left a summary, the oldest first.
+
+    Raises:
+        RunError: there is none.
+    """
+    names = [run for run, files in run_files(store).items() if "summary.json" in files]
+    runs = [Run(run_id=run, summary=json.loads(store.read(run_file(run, "summary.json")))) for run in names]
+    if not runs:
+        raise RunError(f"{store.uri} holds no run of vidray score that has ended")
+    return sorted(runs, key=lambda run: (run.summary["created_at"], run.run_id))
+
+
+def choose(runs: Sequence[Run], run_id: str | None, *, flag: str) -> Run:
+    """The run of that id; of None the last.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    found = [run for run in runs if run_id in (None, run.run_id)]
+    if not found:
+        allowed = ", ".join(run.run_id for run in runs[-5:])
+        raise UsageError(f"{flag}: got {run_id!r}, allowed is a run that has ended, of the last: {allowed}")
+    return found[-1]
+
+
+def before(runs: Sequence[Run], run: Run) -> Run | None:
+    """The run before another, None for the first."""
+    at = runs.index(run)
+    return runs[at - 1] if at else None
+
+
+@contextmanager
+def database(store: Store, tables: dict[str, Sequence[str]]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database with a table of the rows of some runs for each name in ``tables``."""
+    with (
+        tempfile.TemporaryDirectory(prefix="vidray-rows-") as folder,
+        duckdb.connect(f"{folder}/rows.duckdb") as db,
+    ):
+        db.execute(f"SET memory_limit = '{_MEMORY}'; SET temp_directory = '{folder}'; SET TimeZone = 'UTC'")
+        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+        for name, run_ids in tables.items():
+            db.execute(f"CREATE TABLE {name} ({columns}, part VARCHAR, place BIGINT)")
+            for path in (path for run_id in run_ids for path in parts_of(store, run_id)):
+                _insert(db, name, read_part(store, path, list(COLUMNS)), path)
+        yield db
+
+
+def parts_of(store: Store, run_id: str) -> list[str]:
+    """Paths of the parts of a run."""
+    return [path for path in store.list(f"predictions/run={run_id}") if shard_of_part(path) is not None]
+
+
+def _insert(db: duckdb.DuckDBPyConnection, name: str, table: pa.Table, path: str) -> None:
+    table = table.append_column("part", pa.array([path] * table.num_rows, pa.string()))
+    db.register("incoming", table.append_column("place", pa.array(np.arange(table.num_rows))))
+    db.execute(f"INSERT INTO {name} SELECT * FROM incoming")
+    db.unregister("incoming")
