@@ -135,7 +135,7 @@ def test_evaluate_gives_the_same_figures_and_writes_what_it_saw(trained, videos,
         assert figures[name] == pytest.approx(metrics[name], rel=1e-4), name
     table = pq.read_table(output / "evaluation.parquet").to_pylist()
     assert sum(row["label"] == row["predicted"] for row in table) == round(metrics["accuracy"] * len(table))
-    assert (output / "report/confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert "Worst mistakes" in (output / "report/index.html").read_text()
 
 
 def test_transformers_pipeline_loads_the_folder_and_says_what_scoring_says(trained, videos):
@@ -163,8 +163,8 @@ def test_the_published_folder_says_all_about_the_run(trained):
     assert [line["epoch"] for line in lines if line["kind"] == "validation"] == list(range(24))
     assert lines[-1]["kind"] == "final"
     assert lines[-1]["accuracy"] == found["metrics"]["accuracy"]
-    for name in ("report/curves.png", "report/confusion.png"):
-        assert (output / name).read_bytes().startswith(b"\x89PNG"), name
+    assert (output / "report/index.html").read_text().count("<svg") == 4, "two of learning, two of certainty"
+    assert json.loads((output / "report/facts.json").read_text())["labels"] == list(LABELS)
     assert list((output / "tb").glob("events.*"))
     assert "| accuracy |" in (output / "README.md").read_text()
     assert pq.read_table(output / "bad_videos.parquet").num_rows == 0

@@ -199,6 +199,7 @@ def run_demo(config: DemoConfig) -> int:
     for number, step in enumerate(steps, start=1):
         step(config, folder, f"{number}/{len(steps) + 1}")
     right, total = _query(folder, f"{len(steps) + 1}/{len(steps) + 1}")
+    _report(folder)
     print(f"\n{right} of {total} videos that it had never seen are right: {right / total:.1%}")
     print(f"in {time.perf_counter() - started:.0f} s. Everything is in {folder}; the same command finds it all done")
     return 0 if right > total / 2 else 1
@@ -256,6 +257,14 @@ def _query(folder: Path, number: str) -> tuple[int, int]:
     with duckdb.connect() as db:
         counts = db.execute(_RIGHT.format(output=folder / "scores")).fetchall()
     return counts[0]
+
+
+def _report(folder: Path) -> None:
+    from vidray.results.report import ReportConfig, report
+
+    report(ReportConfig(output=str(folder / "scores"), to=str(folder / "report.html")))
+    print(f"\nto read in a browser: {folder / 'report.html'} on the scores,")
+    print(f"{folder / 'model/report/index.html'} on the training")
 
 
 def _command(name: str, flags: dict[str, object]) -> str:

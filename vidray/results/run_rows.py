@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +82,7 @@ def before(runs: Sequence[Run], run: Run) -> Run | None:
 
 
 @contextmanager
-def database(store: Store, tables: dict[str, Sequence[str]]) -> Iterator[duckdb.DuckDBPyConnection]:
+def database(store: Store, tables: Mapping[str, Sequence[str]]) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database with a table of the rows of some runs for each name in ``tables``."""
     with (
         tempfile.TemporaryDirectory(prefix="vidray-rows-") as folder,

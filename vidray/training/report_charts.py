@@ -84,6 +84,7 @@ def _finish(axes: Any, unit: str, name: str, best: dict[str, Any] | None, scale:
     axes.set_xlabel(unit)
     axes.set_ylabel(name)
     axes.set_xlim(left=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="best")
 
 
