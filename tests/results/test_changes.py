@@ -54,7 +54,7 @@ def test_what_moved_is_marked_and_what_stayed_is_not(db):
     assert set(found["codec"].moved) == {("h264", 1000, 100), ("av1", 0, 900)}
     assert set(found["label"].moved) == {("run", 500, 900), ("jump", 500, 100)}
     assert set(found["score"].moved) == {("0.9 to 1.0", 500, 900), ("0.3 to 0.4", 500, 100)}
-    assert found["size"].moved == [("4,096 to 8,192 bytes", 1000, 1000)]
+    assert found["size"].moved == [("4.1 kB to 8.2 kB", 1000, 1000)]
 
 
 def test_a_few_videos_that_differ_by_chance_are_not_marked(db):

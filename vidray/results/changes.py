@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 
+from vidray.progress import format_bytes
+
 MARKED = 0.1
 """Jensen-Shannon distance from which a change is worth a look."""
 
@@ -115,8 +117,10 @@ def value_name(name: str, value: str | None) -> str:
     if name == "score":
         return f"{float(value) / 10:.1f} to {(float(value) + 1) / 10:.1f}"
     if name in ("duration", "size"):
-        low, unit = 2.0 ** float(value), "s" if name == "duration" else "bytes"
-        return f"{low:,.6g} to {2 * low:,.6g} {unit}"
+        low = 2.0 ** float(value)
+        return (
+            f"{low:.3g} to {2 * low:.3g} s" if name == "duration" else f"{format_bytes(low)} to {format_bytes(2 * low)}"
+        )
     return value
 
 
