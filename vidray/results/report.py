@@ -13,7 +13,6 @@ from vidray.pages.page import render
 from vidray.results import report_change, report_found, report_run
 from vidray.results.run_rows import Run, before, choose, database, ended_runs
 from vidray.storage.store import Store
-from vidray.training.report import checkpoint_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,8 @@ def report(config: ReportConfig) -> None:
         RunError: there is nothing to report on, or a store failed.
     """
     if config.model is not None:
+        from vidray.training.report import checkpoint_page  # it needs torch
+
         html = checkpoint_page(config.model)
     else:
         assert config.output is not None

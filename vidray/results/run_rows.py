@@ -32,7 +32,7 @@ COLUMNS = {
     "scored_at": "TIMESTAMPTZ",
 }
 """Of the tables: these columns of the predictions, and ``part`` and ``place``, where the row lies."""
-_MEMORY = "512MB"
+_MEMORY = "256MB"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -141,7 +141,7 @@ def certainty(facts: dict[str, Any]) -> Pictures:
         axes.plot(x, y, color=colour("accent"), linewidth=1.2)
         axes.scatter(x, y, s=12 + 150 * sizes / sizes.max(), color=colour("accent"), alpha=0.75, label="videos")
         axes.set(xlim=(0, 1.03), ylim=(0, 1.05), xlabel="score of the predicted class", ylabel="share that is right")
-        axes.legend(loc="upper left", markerscale=0.5)
+        axes.legend(loc="best", markerscale=0.5)
 
     def draw_histogram(axes: Any) -> None:
         edges = np.linspace(0, 1, len(histogram["correct"]) + 1)
