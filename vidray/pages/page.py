@@ -14,7 +14,8 @@ from vidray.pages.words import count, seconds, short, visible
 def render(page: Page) -> str:
     """The page as HTML. Every string in it is escaped, and shown without characters that act unseen."""
     css = resources.files("vidray.pages").joinpath("page.css").read_text()
-    return _template().render(page=page, css=css, version=__version__)
+    html: str = _template().render(page=page, css=css, version=__version__)
+    return html.lstrip()
 
 
 @functools.cache

@@ -256,9 +256,7 @@ def _card(mistake: dict[str, Any]) -> Card:
 
 
 def _missing(name: str) -> Text:
-    return Text(
-        text=f"Not shown: {name} is not beside this checkpoint. Trainings of this version keep it.", tone="warn"
-    )
+    return Text(text=f"Not shown: {name} is missing beside this checkpoint; trainings now keep it.", tone="warn")
 
 
 def _origin(evaluated: Evaluated) -> list[tuple[str, Any]]:
