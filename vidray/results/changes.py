@@ -125,7 +125,8 @@ def value_name(name: str, value: str | None) -> str:
 
 
 _COMMON = """FROM (SELECT * FROM before WHERE status = 'ok') b JOIN (SELECT * FROM after WHERE status = 'ok') a
-ON b.uri = a.uri AND b.etag IS NOT DISTINCT FROM a.etag"""
+ON b.uri = a.uri AND b.etag IS NOT DISTINCT FROM a.etag
+AND b.start_seconds IS NOT DISTINCT FROM a.start_seconds AND b.end_seconds IS NOT DISTINCT FROM a.end_seconds"""
 
 
 def flips(db: duckdb.DuckDBPyConnection, *, num_pairs: int = 15, num_examples: int = 12) -> Flips:

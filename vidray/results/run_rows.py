@@ -30,6 +30,8 @@ COLUMNS = {
     "duration_seconds": "DOUBLE",
     "size_bytes": "BIGINT",
     "scored_at": "TIMESTAMPTZ",
+    "start_seconds": "DOUBLE",
+    "end_seconds": "DOUBLE",
 }
 """Of the tables: these columns of the predictions, and ``part`` and ``place``, where the row lies."""
 _MEMORY = "256MB"
