@@ -11,7 +11,7 @@ import pytest
 from vidray.results.changes import changes, distance_by_chance, flips, jensen_shannon
 
 ROW = """(uri VARCHAR, etag VARCHAR, status VARCHAR, label VARCHAR, score FLOAT, codec VARCHAR, duration_seconds DOUBLE,
-size_bytes BIGINT)"""
+size_bytes BIGINT, start_seconds DOUBLE, end_seconds DOUBLE)"""
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def db():
 
 def fill(db, table, number, *, label="run", score=0.9, codec="h264", status="ok", start=0):
     db.execute(
-        f"""INSERT INTO {table} SELECT 'v' || i, '1', '{status}', '{label}', {score}, '{codec}', 10, 5000
+        f"""INSERT INTO {table} SELECT 'v' || i, '1', '{status}', '{label}', {score}, '{codec}', 10, 5000, NULL, NULL
         FROM range({start}, {start + number}) t(i)"""
     )
 
