@@ -29,7 +29,7 @@ LAYERS = [
 ORDER = {
     "storage": [
         *("redaction", "failures", "retry", "redirects", "location"),
-        *("versions", "fetch", "store", "object_file", "localize", "lease"),
+        *("versions", "fetch", "store", "localize", "lease"),
     ],
     "video": [
         *("sampling", "byte_sources", "file_size", "geometry", "random_crops"),
