@@ -132,6 +132,22 @@ def test_an_output_without_a_run_is_one_line(tmp_path):
         report(ReportConfig(output=str(tmp_path)))
 
 
+def test_a_damaged_summary_is_one_line(output):
+    store = Store(output)
+    store.overwrite("_runs/r2/summary.json", b'{"run_id": "r2", ')
+    with pytest.raises(RunError, match=r"_runs/r2/summary\.json cannot be read: "):
+        report(ReportConfig(output=output))
+
+
+def test_the_timeline_of_a_span_begins_with_the_span(tmp_path):
+    store = Store(str(tmp_path / "scores"))
+    timeline = [{"end_seconds": end, "label": "run", "score": 0.9} for end in (5.0, 7.0)]
+    write_run(store, "r1", [row("/gone/1.mp4", timeline=timeline, start_seconds=4.0, end_seconds=7.0)])
+    section = next(s for s in scoring_page(store.uri, None, None, with_frames=False).sections if "found" in s.title)
+    (card,) = next(block.cards for block in section.blocks if hasattr(block, "cards"))
+    assert [(span.start_seconds, span.end_seconds) for span in card.spans] == [(4.0, 5.0), (5.0, 7.0)]
+
+
 @pytest.mark.parametrize("flags", [{}, {"output": "a", "model": "b"}, {"model": "b", "run": "r"}])
 def test_flags_that_contradict_each_other_are_refused(flags):
     with pytest.raises(UsageError, match=r"--output|--run"):

@@ -19,7 +19,30 @@ from vidray.storage.store import Store, create_local, rename_exclusively
 from vidray.types import Limits
 
 
+class ContestedStore(Store):
+    """Another writer puts its object right before ours, once."""
+
+    contested = False
+
+    def create(self, path: str, data: bytes) -> None:
+        if not self.contested:
+            self.contested = True
+            super().create(path, b"theirs")
+        super().create(path, data)
+
+
 class TestStore:
+    def test_an_object_of_another_writer_in_the_middle_of_an_overwrite_is_overwritten_too(self, tmp_path) -> None:
+        store = ContestedStore(str(tmp_path))
+        store.overwrite("metrics.jsonl", b"ours")
+        assert store.contested
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b"ours"
+
+    def test_what_is_deleted_while_sizes_are_listed_is_left_out(self, tmp_path) -> None:
+        (tmp_path / "a").write_bytes(b"12345")
+        (tmp_path / "b").symlink_to(tmp_path / "gone")  # as it looks then: listed, and not there
+        assert Store(str(tmp_path)).list_sizes() == {"a": 5}
+
     @on_every_store
     def test_create_then_read_list_exists_delete(self, folder: str) -> None:
         store = Store(folder)

@@ -12,13 +12,11 @@ from typing import Literal
 
 import pyarrow as pa
 
-from vidray.results.read import CURRENT_SQL
-from vidray.results.views import IDENTITY, NAMED_COLUMNS, literal
+from vidray.results.read import IDENTITY, VERSION
+from vidray.results.views import NAMED_COLUMNS, literal, quoted
 
 Engine = Literal["athena", "spark"]
 
-_VERSION = re.findall(r"OVER \(\s*PARTITION BY ([^()]+)\) AS version_planned_at", CURRENT_SQL)[0]
-"""What all rows of one version of a video have in common."""
 _NESTED = ("label", "score", "top_k", "timeline", "segments", "embedding")
 _ENTRY = "start_seconds, end_seconds, label, score"
 
@@ -34,7 +32,7 @@ def ddl(engine: Engine, uri: str, schema: pa.Schema) -> str:
     make_table, unnest, view, quote = _ENGINES[engine]
 
     def columns(names: Iterable[str]) -> str:
-        return ", ".join(name if re.fullmatch("[a-z_][a-z_0-9]*", name) else _quoted(name, quote) for name in names)
+        return ", ".join(name if re.fullmatch("[a-z_][a-z_0-9]*", name) else quoted(name, quote) for name in names)
 
     simple = columns(name for name in schema.names if name not in _NESTED)
     described = columns(name for name in NAMED_COLUMNS if name in schema.names)
@@ -50,10 +48,6 @@ def ddl(engine: Engine, uri: str, schema: pa.Schema) -> str:
     return "\n\n".join([make_table(place, schema), *views])
 
 
-def _quoted(name: str, quote: str) -> str:
-    return quote + name.replace(quote, quote * 2) + quote
-
-
 def _predictions(columns: str) -> str:
     return f"""SELECT {columns}
 FROM (
@@ -61,7 +55,7 @@ FROM (
         PARTITION BY {IDENTITY}
         ORDER BY version_planned_at DESC, CASE status WHEN 'ok' THEN 0 ELSE 1 END, attempts DESC) AS place
     FROM (
-        SELECT *, max(coalesce(planned_at, scored_at)) OVER (PARTITION BY {_VERSION}) AS version_planned_at
+        SELECT *, max(coalesce(planned_at, scored_at)) OVER (PARTITION BY {VERSION}) AS version_planned_at
         FROM all_attempts) AS versions) AS ranked
 WHERE place = 1"""
 
@@ -89,7 +83,7 @@ def _spark_table(place: str, schema: pa.Schema) -> str:
 
 
 def _columns(schema: pa.Schema) -> str:
-    return ",\n".join(f"  {_quoted(field.name, '`')} {_hive(field.type)}" for field in schema)
+    return ",\n".join(f"  {quoted(field.name, '`')} {_hive(field.type)}" for field in schema)
 
 
 def _hive(kind: pa.DataType) -> str:

@@ -18,7 +18,6 @@ from vidray.scoring.job import ScoreJob
 from vidray.storage.store import Store
 from vidray.training import job
 from vidray.training.config import EvaluateConfig
-from vidray.training.loop.checkpoint_writer import overwrite
 
 
 def evaluate(
@@ -73,7 +72,7 @@ def evaluate_segments(
     log(format_figures(figures))
     if config.output is not None:
         data = json.dumps(figures, indent=2, ensure_ascii=False).encode()
-        overwrite(Store(config.output), "metrics.json", data)
+        Store(config.output).overwrite("metrics.json", data)
         log(f"written to {config.output}: metrics.json")
     return figures
 

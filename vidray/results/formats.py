@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import posixpath
 import shutil
 import sys
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from vidray.errors import RunError, UsageError
 from vidray.results.session import Session
-from vidray.storage.store import Store
+from vidray.results.views import quoted
+from vidray.storage.store import create_file, file_place
 
 Format = Literal["table", "csv", "jsonl", "parquet"]
 
@@ -40,25 +40,16 @@ def write_result(session: Session, query: str, *, kind: str, to: str | None) -> 
             shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.flush()
         else:
-            _create(str(to), file)
+            create_file(str(to), file.read())
     os.unlink(path)
 
 
 def _check_place(session: Session, to: str) -> None:
-    folder, name = posixpath.split(to)
-    place, output = Store(folder or "."), session.uri.rstrip("/") + "/"
+    (place, name), output = file_place(to), session.uri.rstrip("/") + "/"
     if not name or f"{place.uri.rstrip('/')}/".startswith(output):
         raise UsageError(f"--to: got {to!r}, allowed is a file outside of the output {session.uri}")
     if place.exists(name):
         raise RunError(f"{to} is there already, and is not overwritten")
-
-
-def _create(to: str, file: BinaryIO) -> None:
-    folder, name = posixpath.split(to)
-    try:
-        Store(folder or ".", conditional=False).create(name, file.read())
-    except FileExistsError:
-        raise RunError(f"{to} is there already, and is not overwritten") from None
 
 
 def _projected(session: Session, query: str, kind: str) -> str:
@@ -66,7 +57,7 @@ def _projected(session: Session, query: str, kind: str) -> str:
     if kind == "parquet":
         return query
     turn = _for_csv if kind == "csv" else _for_json
-    columns = [f"{turn(_quoted(name), of)} AS {_quoted(_head(name, kind))}" for name, of in session.columns(query)]
+    columns = [f"{turn(quoted(name), of)} AS {quoted(_head(name, kind))}" for name, of in session.columns(query)]
     return f"SELECT {', '.join(columns)} FROM (\n{query}\n)"
 
 
@@ -87,7 +78,3 @@ def _for_json(column: str, kind: str) -> str:
     # 0.93 of 32 bits is 0.9300000071525574 of 64; and JSON has no NaN.
     number = f"CAST(CAST({column} AS VARCHAR) AS DOUBLE)" if kind == "FLOAT" else column
     return f"CASE WHEN isfinite({column}) THEN {number} END"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

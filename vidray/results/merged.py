@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vidray.scoring.output import shard_of_part
+from vidray.scoring.output import run_of_part, shard_of_part
 from vidray.storage.store import Store
 
 FOLDER = "_merged"
@@ -61,7 +61,7 @@ def find_row_files(store: Store) -> RowFiles:
     parts: dict[str, dict[str, int]] = defaultdict(dict)
     for path, size in store.list_sizes("predictions").items():
         if shard_of_part(path) is not None:
-            parts[_run_of(path)][path] = size
+            parts[run_of_part(path)][path] = size
     there = store.list_sizes(FOLDER)
     names = sorted(path for path in there if path.endswith(".json"))
     counts = Counter({run: len(paths) for run, paths in parts.items()})
@@ -73,10 +73,6 @@ def find_row_files(store: Store) -> RowFiles:
         number=int(names[-1].rpartition("/")[2].removesuffix(".json")) if names else 0,
         parts={run: paths for run, paths in parts.items() if run not in merged},
     )
-
-
-def _run_of(part: str) -> str:
-    return part.split("/")[-2].removeprefix("run=")
 
 
 def _read(store: Store, path: str) -> Iterable[Group]:

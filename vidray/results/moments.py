@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from vidray.errors import RunError
 from vidray.flags import require, shown_as
 from vidray.results.read import CurrentRows
-from vidray.storage.store import Store
+from vidray.storage.store import create_file
 
 Format = Literal["csv", "activitynet", "webvtt"]
 MIN_SCORE = 0.5
@@ -103,14 +103,14 @@ def export(config: ExportConfig) -> str | None:
         text = to_csv(moments) if config.format == "csv" else to_activitynet(moments)
         if config.to is None:
             return text
-        _create(config.to, text)
+        create_file(config.to, text.encode())
         return None
     names, texts = names_of(moments), {uri: to_webvtt(found) for uri, found in moments.items()}
     if config.to is not None:
         for uri, text in texts.items():
             # Keys of a bucket may hold .., and would lead out of the folder.
             parts = ["_" if part in ("", ".", "..") else part for part in names[uri].split("/")]
-            _create(f"{config.to.rstrip('/')}/{'/'.join(parts)}.vtt", text)
+            create_file(f"{config.to.rstrip('/')}/{'/'.join(parts)}.vtt", text.encode())
         return None
     require(len(texts) == 1, "--to", None, f"a folder for the files of {len(texts):,} videos")
     return next(iter(texts.values()))
@@ -120,14 +120,6 @@ def _counting(segments: Sequence[dict[str, Any]], *, min_score: float) -> list[d
     """Those that score enough, with no more than what moments are made of."""
     names = ("start_seconds", "end_seconds", "label", "score")
     return [{name: segment[name] for name in names} for segment in segments if segment["score"] >= min_score]
-
-
-def _create(place: str, text: str) -> None:
-    folder, name = posixpath.split(place)
-    try:
-        Store(folder or ".", conditional=False).create(name, text.encode())
-    except FileExistsError:
-        raise RunError(f"{place} is there already, and is not overwritten") from None
 
 
 def names_of(uris: Iterable[str]) -> dict[str, str]:

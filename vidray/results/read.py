@@ -15,21 +15,25 @@ import pyarrow.parquet as pq
 from vidray.errors import RunError
 from vidray.results.merged import find_row_files
 from vidray.scoring.output import PREDICTION_SCHEMA, VIDEO
+from vidray.sources.rows import WHOSE
 from vidray.storage.store import Store
 
-CURRENT_SQL = """
+IDENTITY = "uri, start_seconds, end_seconds, result_key"
+"""The columns that say which row of all attempts another one replaces."""
+
+VERSION = f"{IDENTITY}, etag"
+"""What all rows of one version of a video have in common."""
+
+CURRENT_SQL = f"""
 SELECT * EXCLUDE (version_planned_at) FROM (
-    SELECT *, max(coalesce(planned_at, scored_at)) OVER (
-        PARTITION BY uri, start_seconds, end_seconds, result_key, etag) AS version_planned_at
+    SELECT *, max(coalesce(planned_at, scored_at)) OVER (PARTITION BY {VERSION}) AS version_planned_at
     FROM predictions)
 QUALIFY row_number() OVER (
-    PARTITION BY uri, start_seconds, end_seconds, result_key
-    ORDER BY version_planned_at DESC, status = 'ok' DESC, attempts DESC) = 1
+    PARTITION BY {IDENTITY} ORDER BY version_planned_at DESC, status = 'ok' DESC, attempts DESC) = 1
 """
 """What *current* means (docs/output.md), of a table ``predictions`` of all rows."""
 
 _DECIDING = (*VIDEO, "result_key", "planned_at", "scored_at", "status", "attempts")
-_WHOSE = ("uri", "start_seconds", "end_seconds")
 _NUM_THREADS = 8
 
 
@@ -90,7 +94,7 @@ class CurrentRows:
         last; of those by which no row has it, nothing."""
         for key in dict.fromkeys(self.index.sort_by([("scored_at", "descending")])["result_key"].to_pylist()):
             mine = self.index.filter(pc.equal(self.index["result_key"], key))
-            blocks = (block.filter(block[column].is_valid()) for block in self.blocks(mine, [*_WHOSE, column]))
+            blocks = (block.filter(block[column].is_valid()) for block in self.blocks(mine, [*WHOSE, column]))
             filled = (block for block in blocks if block.num_rows)
             if (first := next(filled, None)) is not None:
                 yield first
@@ -106,7 +110,7 @@ class CurrentRows:
 
 def shown_names(block: pa.Table) -> list[str]:
     """What each row is of: its uri, with a span as in `uri#t=1.5,3` (W3C, Media Fragments URI)."""
-    whose = block.select(_WHOSE).to_pylist()
+    whose = block.select(WHOSE).to_pylist()
     return [row["uri"] + _fragment(row["start_seconds"], row["end_seconds"]) for row in whose]
 
 

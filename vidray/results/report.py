@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import posixpath
 from dataclasses import dataclass
 from typing import Annotated
 
-from vidray.errors import RunError
 from vidray.flags import require, shown_as
 from vidray.pages.blocks import Page
 from vidray.pages.page import render
 from vidray.results import report_change, report_found, report_run
 from vidray.results.run_rows import Run, before, choose, database, ended_runs
-from vidray.storage.store import Store
+from vidray.storage.store import Store, file_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +50,9 @@ def report(config: ReportConfig) -> None:
     else:
         assert config.output is not None
         html = render(scoring_page(config.output, config.run, config.against, with_frames=config.frames))
-    folder, name = posixpath.split(config.to)
+    store, name = file_place(config.to)
     require(bool(name), "--to", config.to, "the name of a file")
-    store = Store(folder or ".", conditional=False)
-    store.delete(name)
-    try:
-        store.create(name, html.encode())
-    except FileExistsError:
-        raise RunError(f"{config.to} was written by another at the same moment") from None
+    store.overwrite(name, html.encode())
 
 
 def scoring_page(output: str, run_id: str | None, against: str | None, *, with_frames: bool = True) -> Page:

@@ -14,8 +14,9 @@ from vidray.pages.words import count, file_name, percent
 from vidray.progress import format_bytes
 from vidray.results.read import read_part
 from vidray.sandbox.sandbox import Sandbox
+from vidray.sources.rows import SPAN, time_range_of
 from vidray.storage.store import Store
-from vidray.types import TimeRange, VideoRef
+from vidray.types import VideoRef
 
 _NUM_LABELS, _NUM_MORE = 20, 400
 _NUM_CARDS = 6
@@ -31,6 +32,7 @@ _DETAILS = (
     "codec",
     "width",
     "height",
+    *SPAN,
 )
 
 
@@ -89,7 +91,7 @@ def _cards(store: Store, places: Sequence[tuple[Any, ...]], sandbox: Sandbox | N
 
 
 def _row(store: Store, part: str, place: int) -> dict[str, Any]:
-    return read_part(store, part, [*_DETAILS, "start_seconds", "end_seconds"]).slice(place, 1).to_pylist()[0]
+    return read_part(store, part, _DETAILS).slice(place, 1).to_pylist()[0]
 
 
 def _card(row: dict[str, Any], sandbox: Sandbox | None) -> Card:
@@ -115,13 +117,12 @@ def _strip(row: dict[str, Any], sandbox: Sandbox | None) -> Strip:
     if sandbox is None:
         return Strip(problem="frames were not asked for")
     video = VideoRef(uri=row["uri"], etag=row["etag"], size_bytes=row["size_bytes"])
-    start, end = row.get("start_seconds") or 0.0, row.get("end_seconds")
-    return decode_strip(video, sandbox, time_range=TimeRange(start_seconds=start, end_seconds=end))
+    return decode_strip(video, sandbox, time_range=time_range_of(row))
 
 
 def _spans(row: dict[str, Any]) -> list[Span]:
     """Windows, or what lies between the times of a timeline; at most ``_MAX_SPANS``, evenly chosen from more."""
-    entries, start = [], 0.0
+    entries, start = [], time_range_of(row).start_seconds
     for one in row["segments"] or row["timeline"] or []:
         entries.append((one.get("start_seconds", start), one["end_seconds"], one["label"], one["score"]))
         start = one["end_seconds"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from vidray.errors import RunError, UsageError
 from vidray.results.read import read_part
-from vidray.scoring.history import run_file, run_files
-from vidray.scoring.output import shard_of_part
+from vidray.scoring.history import read_summary, run_files
+from vidray.scoring.output import part_paths
 from vidray.storage.store import Store
 
 COLUMNS = {
@@ -35,6 +35,7 @@ COLUMNS = {
 }
 """Of the tables: these columns of the predictions, and ``part`` and ``place``, where the row lies."""
 _MEMORY = "256MB"
+_NUM_THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,10 +56,12 @@ def ended_runs(store: Store) -> list[Run]:
     """The runs of an output that left a summary, the oldest first.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or a summary is damaged, or the store failed.
     """
     names = [run for run, files in run_files(store).items() if "summary.json" in files]
-    runs = [Run(run_id=run, summary=json.loads(store.read(run_file(run, "summary.json")))) for run in names]
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        summaries = pool.map(lambda run: read_summary(store, run), names)
+        runs = [Run(run_id=run, summary=summary) for run, summary in zip(names, summaries, strict=True)]
     if not runs:
         raise RunError(f"{store.uri} holds no run of vidray score that has ended")
     return sorted(runs, key=lambda run: (run.summary["created_at"], run.run_id))
@@ -94,14 +97,9 @@ def database(store: Store, tables: Mapping[str, Sequence[str]]) -> Iterator[duck
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         for name, run_ids in tables.items():
             db.execute(f"CREATE TABLE {name} ({columns}, part VARCHAR, place BIGINT)")
-            for path in (path for run_id in run_ids for path in parts_of(store, run_id)):
+            for path in (path for run_id in run_ids for path in part_paths(store, run_id)):
                 _insert(db, name, read_part(store, path, list(COLUMNS)), path)
         yield db
-
-
-def parts_of(store: Store, run_id: str) -> list[str]:
-    """Paths of the parts of a run."""
-    return [path for path in store.list(f"predictions/run={run_id}") if shard_of_part(path) is not None]
 
 
 def _insert(db: duckdb.DuckDBPyConnection, name: str, table: pa.Table, path: str) -> None:

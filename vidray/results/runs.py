@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from vidray.errors import RunError
 from vidray.scoring import verdict
-from vidray.scoring.history import is_finished, run_file, run_files
+from vidray.scoring.history import is_finished, read_json, read_summary, run_files
 from vidray.scoring.output import TIME_TYPE
 from vidray.scoring.plan import load_plan
 from vidray.storage.store import Store
@@ -93,7 +91,7 @@ def _run(store: Store, run: str, files: set[str]) -> dict[str, Any]:
     if "summary.json" not in files or not is_finished(files):
         plan = load_plan(store, run)
         return _times(asdict(plan.header)) | {"outcome": "unfinished", "num_planned": plan.rows.num_rows}
-    summary = _read_json(store, run_file(run, "summary.json"))
+    summary = read_summary(store, run)
     timing = summary.get("this_process", {})
     outcome = "success" if "_SUCCESS" in files else "too_many_failures"
     return (
@@ -106,15 +104,8 @@ def _times(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verdict(store: Store, path: str) -> dict[str, Any]:
-    one = _read_json(store, path)
+    one = read_json(store, path)
     return one | {f"num_{name}": (one.get(name) or {}).get("count") for name in ("deferred", "given_up")}
-
-
-def _read_json(store: Store, path: str) -> dict[str, Any]:
-    try:
-        return json.loads(store.read(path))
-    except ValueError as error:
-        raise RunError(f"{store.uri_for(path)} cannot be read: {error}") from error
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema, *, newest: str) -> pa.Table:

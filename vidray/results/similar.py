@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from vidray.errors import RunError, UsageError
 from vidray.flags import require, shown_as
 from vidray.results.read import CurrentRows, shown_names
+from vidray.sources.rows import WHOSE
 from vidray.storage.redaction import public_uri
 from vidray.types import Status
 
@@ -157,7 +158,7 @@ def _no_embeddings(rows: CurrentRows) -> UsageError:
 
 def _embeddings(rows: CurrentRows, index: pa.Table) -> Iterator[tuple[list[str], np.ndarray]]:
     """(names, (N, features) float32) of those that have one, block by block."""
-    for block in rows.blocks(index, ["uri", "start_seconds", "end_seconds", "embedding"]):
+    for block in rows.blocks(index, [*WHOSE, "embedding"]):
         known = block.filter(block["embedding"].is_valid())
         if known.num_rows:
             yield _embeddings_of(known)

@@ -7,10 +7,7 @@ import re
 from dataclasses import dataclass
 
 from vidray.errors import UsageError
-from vidray.results.read import CURRENT_SQL
-
-IDENTITY = " ".join(re.findall(r"PARTITION BY (.+?)\s+ORDER BY", CURRENT_SQL)[-1].split())
-"""The columns that say which row of all attempts another one replaces, from `CURRENT_SQL`."""
+from vidray.results.read import CURRENT_SQL, IDENTITY
 
 # A window over a year of rows takes a minute, and most rows have no rival. So only rows that share a hash are ranked.
 _PREDICTIONS = f"""
@@ -107,7 +104,12 @@ def _before(column: str, time: datetime.datetime | None) -> str:
 
 def literal(text: str) -> str:
     """A string in SQL."""
-    return "'" + text.replace("'", "''") + "'"
+    return quoted(text, "'")
+
+
+def quoted(name: str, mark: str = '"') -> str:
+    """A name in SQL."""
+    return mark + name.replace(mark, mark * 2) + mark
 
 
 def planned_before(night: str) -> datetime.datetime:

@@ -26,6 +26,7 @@ from vidray.scoring.output import (
     with_spans,
 )
 from vidray.scoring.plan import kept_columns
+from vidray.sources.rows import SPAN
 from vidray.storage.store import Store
 from vidray.types import Status
 
@@ -109,7 +110,7 @@ class Collector:
         planned = self._plan.slice(start, stop - start)
         video_attempts = count_video_attempts(table["status"], planned["video_attempts"])
         table = table.append_column("video_attempts", video_attempts)
-        for name in ("start_seconds", "end_seconds"):
+        for name in SPAN:
             table = table.append_column(name, planned[name])
         table = table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA)
         for name in kept_columns(planned):

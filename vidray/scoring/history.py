@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import posixpath
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -60,6 +62,23 @@ def run_files(store: Store) -> dict[str, set[str]]:
     return runs
 
 
+def read_summary(store: Store, run_id: str) -> dict[str, Any]:
+    """A run's ``summary.json``; raises as `read_json`."""
+    return read_json(store, run_file(run_id, "summary.json"))
+
+
+def read_json(store: Store, path: str) -> dict[str, Any]:
+    """An object that was written as JSON.
+
+    Raises:
+        RunError: it is damaged, or the store failed.
+    """
+    try:
+        return json.loads(store.read(path))
+    except ValueError as error:
+        raise RunError(f"{store.uri_for(path)} cannot be read: {error}") from error
+
+
 def is_finished(files: Iterable[str]) -> bool:
     """Whether a run with these files has ended, well or badly."""
     return bool({"_SUCCESS", "_FAILED"} & set(files))
@@ -92,7 +111,7 @@ def _with_keys(rows: pa.Table, *columns: str) -> pa.Table:
 
 def read_run_keys(store: Store, run_id: str, *, num_threads: int = 8) -> pa.Table:
     """KEYS_SCHEMA of every row that a run's parts hold, part by part: a row has 1 kB, its key 16 bytes."""
-    paths = [path for path in store.list(f"predictions/run={run_id}") if output.shard_of_part(path) is not None]
+    paths = output.part_paths(store, run_id)
     with ThreadPoolExecutor(num_threads) as pool:
         tables = list(pool.map(lambda path: keys_of(output.read_columns(store, path, _COLUMNS)), paths))
     return pa.concat_tables([KEYS_SCHEMA.empty_table(), *tables])

@@ -311,7 +311,7 @@ class ScoreJob:
             (summary["created_at"], summary["this_process"]["videos_per_second"])
             for run_id, files in history.run_files(self.store).items()
             if "summary.json" in files
-            for summary in [json.loads(self.store.read(history.run_file(run_id, "summary.json")))]
+            for summary in [history.read_summary(self.store, run_id)]
             if summary["result_key"] == self.result_key and summary["this_process"]["videos_per_second"] > 0
         ]
         if not rates:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vidray.sources.rows import SPAN
 from vidray.storage.store import Store
 
 ROW = "row"
@@ -85,7 +86,7 @@ PREDICTION_SCHEMA = pa.schema(
 """One row per video (or span of one) and attempt. Always written with this schema: a column that is all null would else
 change its type. New columns come at the end; parts of older versions lack them."""
 
-VIDEO = ["uri", "etag", "start_seconds", "end_seconds"]
+VIDEO = ["uri", "etag", *SPAN]
 """What a row is of. ``start_seconds`` and ``end_seconds`` are null where it is of a whole video."""
 
 SCHEMA_VERSION = 5
@@ -107,16 +108,24 @@ def shard_of_part(path: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def run_of_part(path: str) -> str:
+    """The run whose part this path is."""
+    return posixpath.basename(posixpath.dirname(path)).removeprefix("run=")
+
+
+def part_paths(store: Store, run_id: str) -> list[str]:
+    """The parts of a run that are there."""
+    return [path for path in store.list(f"predictions/run={run_id}") if shard_of_part(path) is not None]
+
+
 def sealed_shards(store: Store, run_id: str) -> set[int]:
     """The shards of a run whose parts are there."""
-    shards = (shard_of_part(path) for path in store.list(f"predictions/run={run_id}"))
-    return {shard for shard in shards if shard is not None}
+    return {shard for path in part_paths(store, run_id) if (shard := shard_of_part(path)) is not None}
 
 
 def count_parts(store: Store) -> Counter[str]:
     """How many parts of each run are there."""
-    folders = (posixpath.dirname(path) for path in store.list("predictions") if shard_of_part(path) is not None)
-    return Counter(posixpath.basename(folder).removeprefix("run=") for folder in folders)
+    return Counter(run_of_part(path) for path in store.list("predictions") if shard_of_part(path) is not None)
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[str, Any]) -> bytes:
@@ -152,7 +161,7 @@ class Shards:
 
 def with_spans(rows: pa.Table) -> pa.Table:
     """Rows of any version, with ``start_seconds`` and ``end_seconds``."""
-    for name in ("start_seconds", "end_seconds"):
+    for name in SPAN:
         if name not in rows.column_names:
             rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.float64()))
     return rows

@@ -15,12 +15,9 @@ import pyarrow.parquet as pq
 from vidray.errors import UsageError
 from vidray.flags import require
 from vidray.sources.manifest_file import COLUMNS, absolute_uri, extension_of, is_manifest, read_bytes, span_of
-from vidray.sources.rows import Span, identities
+from vidray.sources.rows import SPAN, WHOSE, Span, identities
 from vidray.storage.location import Location, locate
 from vidray.storage.redaction import public_uri, redact
-
-_WHOSE = ("uri", "start_seconds", "end_seconds")
-"""What a manifest's row is of."""
 
 
 def read_kept(sources: Sequence[str], names: Sequence[str], *, taken: Collection[str]) -> pa.Table:
@@ -46,12 +43,12 @@ def read_kept(sources: Sequence[str], names: Sequence[str], *, taken: Collection
     require(not missing, flag, ",".join(missing), f"columns that a manifest has: {', '.join(own) or 'there is none'}")
     clashing = [name for name in wanted if name in taken]
     require(not clashing, flag, ",".join(clashing), "names that prediction rows do not have already; rename it there")
-    tables = [table.select([*_WHOSE, *(name for name in wanted if name in table.column_names)]) for table in tables]
+    tables = [table.select([*WHOSE, *(name for name in wanted if name in table.column_names)]) for table in tables]
     try:
         kept = pa.concat_tables(tables, promote_options="default")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UsageError(f"{flag}: the manifests have different types in a column: {error}") from error
-    return _one_each(kept.select([*_WHOSE, *wanted]))
+    return _one_each(kept.select([*WHOSE, *wanted]))
 
 
 def _read(manifest: Location) -> pa.Table:
@@ -71,11 +68,11 @@ def _read(manifest: Location) -> pa.Table:
         raise UsageError(f"the manifest {redact(manifest.uri)} needs a column 'uri', found {table.column_names}")
     uris = [public_uri(locate(absolute_uri(manifest, uri)).uri) for uri in table["uri"].to_pylist()]
     nothing = [None] * table.num_rows
-    bounds = [table[name].to_pylist() if name in table.column_names else nothing for name in _WHOSE[1:]]
+    bounds = [table[name].to_pylist() if name in table.column_names else nothing for name in SPAN]
     spans = [_span(manifest, number, *row) for number, row in enumerate(zip(*bounds, strict=True), 1)]
     whose = [pa.array(uris, pa.string()), *(pa.array([span[side] for span in spans], pa.float64()) for side in (0, 1))]
-    others = [name for name in table.column_names if name not in _WHOSE]
-    return pa.table([*whose, *table.select(others).columns], [*_WHOSE, *others])
+    others = [name for name in table.column_names if name not in WHOSE]
+    return pa.table([*whose, *table.select(others).columns], [*WHOSE, *others])
 
 
 def _span(manifest: Location, number: int, start: Any, end: Any) -> Span:
@@ -101,6 +98,6 @@ def _one_each(table: pa.Table) -> pa.Table:
 def with_kept(rows: pa.Table, kept: pa.Table) -> pa.Table:
     """Rows that name videos or spans, with the columns of theirs appended; null where there are none."""
     places = pc.index_in(identities(rows), value_set=identities(kept).combine_chunks())
-    for name in kept.column_names[len(_WHOSE) :]:
+    for name in kept.column_names[len(WHOSE) :]:
         rows = rows.append_column(kept.field(name), kept[name].take(places))
     return rows

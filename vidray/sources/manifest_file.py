@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidray.errors import UsageError
-from vidray.sources.rows import Span
+from vidray.sources.rows import SPAN, Span
 from vidray.storage.failures import Failure, classify, describe
 from vidray.storage.location import Location, locate
 from vidray.storage.retry import raise_run_error, with_retries
 from vidray.storage.versions import unquote_etag
 
 _EXTENSIONS = (".csv", ".jsonl", ".ndjson", ".parquet")
-COLUMNS = ("uri", "size_bytes", "etag", "label", "start_seconds", "end_seconds")
+COLUMNS = ("uri", "size_bytes", "etag", "label", *SPAN)
 """The columns of a manifest that count; all but the first may be missing."""
 
 

@@ -36,6 +36,10 @@ that are not UTF-8, and URLs with a signature or a password, which ``uri`` is wi
 ``size_bytes`` and ``etag`` are null if there was no such object, or it may not be read, or the source does not tell.
 ``start_seconds`` and ``end_seconds``: the span that counts as the video; null: from its start, to its end."""
 
+SPAN = ("start_seconds", "end_seconds")
+WHOSE = ("uri", *SPAN)
+"""The columns that say which video, or which span of one, a row is of."""
+
 Span = tuple[float | None, float | None]
 """``start_seconds`` and ``end_seconds``, in whole microseconds."""
 
@@ -149,7 +153,7 @@ def identities(rows: pa.Table) -> pa.ChunkedArray:
     """A string for each row: the same for those of one video and span, of a table with ``uri`` and the two columns."""
     start, end = (
         pc.fill_null(pc.cast(pc.cast(pc.round(pc.multiply(rows[name], 1e6)), pa.int64()), pa.string()), "")
-        for name in ("start_seconds", "end_seconds")
+        for name in SPAN
     )
     return pc.binary_join_element_wise(rows["uri"], start, end, "\x1f")
 

@@ -11,6 +11,7 @@ import copy
 import ctypes
 import errno
 import os
+import posixpath
 import threading
 import uuid
 from collections.abc import Callable
@@ -83,6 +84,19 @@ class Store:
         except Exception as error:
             raise_run_error(error, f"cannot write {self.uri_for(path)}")
 
+    def overwrite(self, path: str, data: bytes) -> None:
+        """Writes an object that is only there to be looked at, whatever was there before; raises RunError as `create`.
+
+        A trainer that was paused and has lost its lease may put its own between the two calls, once.
+        """
+        for _ in range(2):
+            self.delete(path)
+            with contextlib.suppress(FileExistsError):
+                self.create(path, data)
+                return
+        self.delete(path)
+        self.create(path, data)
+
     def read(self, path: str) -> bytes:
         """The whole object.
 
@@ -114,7 +128,8 @@ class Store:
         """The same, and how many bytes each has."""
         sizes = self._list(prefix)
         if self._place.kind == "local":
-            return {path: os.stat(self._full(path)).st_size for path in sorted(sizes)}
+            found = {path: _local_size(self._full(path)) for path in sizes}
+            sizes = {path: size for path, size in found.items() if size is not None}
         return {path: sizes[path] for path in sorted(sizes)}
 
     def _list(self, prefix: str) -> dict[str, int]:
@@ -245,6 +260,26 @@ class Store:
             self._place.fs.rm_file(full)
 
 
+def file_place(place: str) -> tuple[Store, str]:
+    """The folder of a file that a user names, and the file's name in it; no name if it is a folder's."""
+    folder, name = posixpath.split(place)
+    return Store(folder or ".", conditional=False), name
+
+
+def create_file(place: str, data: bytes) -> None:
+    """Writes a new file that a user names.
+
+    Raises:
+        UsageError: nothing can be written there.
+        RunError: there is one already, or the store failed.
+    """
+    store, name = file_place(place)
+    try:
+        store.create(name, data)
+    except FileExistsError:
+        raise RunError(f"{place} is there already, and is not overwritten") from None
+
+
 def _should_put_again(error: BaseException) -> bool:
     """S3 answers 409 while another conditional write of the same key is under way: ask again who won."""
     return not isinstance(error, FileExistsError) and (http_status(error) == 409 or is_outage(error))
@@ -266,6 +301,13 @@ def _list_files(place: Location, folder: str) -> dict[str, int]:
         return {}
     # fsspec's find also returns an object that has the folder's own name.
     return {name: info.get("size") or 0 for name, info in found.items() if name.startswith(folder.rstrip("/") + "/")}
+
+
+def _local_size(path: str) -> int | None:
+    """None: it has just been deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(path).st_size
+    return None
 
 
 def _raise_unless_missing(error: OSError) -> None:

@@ -24,7 +24,7 @@ from vidray.storage.store import Store
 from vidray.training.config import EvaluateConfig
 from vidray.training.device import choose_device, use_bf16
 from vidray.training.evaluate import EvalResults, EvalSpec, evaluate, video_scores
-from vidray.training.loop.checkpoint_writer import overwrite, write_bad_videos
+from vidray.training.loop.checkpoint_writer import write_bad_videos
 from vidray.training.loop.ranks import Ranks
 from vidray.training.report import Evaluated, write_report
 
@@ -127,4 +127,4 @@ def _write_results(
         for root, _, names in os.walk(folder):
             for name in sorted(names):
                 path = Path(root) / name
-                overwrite(store, path.relative_to(folder).as_posix(), path.read_bytes())
+                store.overwrite(path.relative_to(folder).as_posix(), path.read_bytes())

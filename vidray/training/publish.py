@@ -27,7 +27,7 @@ from vidray.models.families import Family
 from vidray.sources.labels import LabelledManifest
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
-from vidray.training.loop.checkpoint_writer import METRICS_FILE, overwrite
+from vidray.training.loop.checkpoint_writer import METRICS_FILE
 from vidray.types import ViewConfig
 
 _PACKAGES = ("torch", "torchvision", "transformers", "ray", "av", "numpy")
@@ -193,4 +193,4 @@ def _upload(folder: Path, store: Store) -> None:
     """All files, ``vidray.json`` last. What an attempt that was cut off wrote is replaced."""
     paths = [Path(root) / name for root, _, names in os.walk(folder) for name in names]
     for path in sorted(paths, key=lambda path: (path.name == VIDRAY_FILE, path)):
-        overwrite(store, path.relative_to(folder).as_posix(), path.read_bytes())
+        store.overwrite(path.relative_to(folder).as_posix(), path.read_bytes())

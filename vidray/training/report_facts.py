@@ -13,8 +13,8 @@ from vidray.errors import VideoError
 from vidray.pages.blocks import Strip
 from vidray.pages.strips import frame_times, make_strip
 from vidray.sandbox.sandbox import Sandbox
+from vidray.sources.rows import time_range_of, video_of
 from vidray.storage.fetch import fetch
-from vidray.training.data.clips import time_range_of, video_of
 from vidray.training.evaluate import EvalResults, EvalSpec, video_scores
 from vidray.training.metrics import NUM_BINS
 from vidray.types import VideoInfo

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Callable
 
@@ -91,26 +90,12 @@ class CheckpointWriter:
         self._states.keep_last(self._num_kept)
         # Each kept state names one of the last bests, and one more may be on its way.
         self._bests.keep_last(self._num_kept + 1)
-        overwrite(self._store, METRICS_FILE, state.texts[METRICS_FILE].encode())
+        self._store.overwrite(METRICS_FILE, state.texts[METRICS_FILE].encode())
 
 
 def write_bad_videos(store: Store, table: pa.Table) -> str:
     """Put ``bad_videos.parquet`` into the output, or replace it; returns its URI."""
     data = io.BytesIO()
     pq.write_table(table, data)
-    overwrite(store, BAD_VIDEOS_FILE, data.getvalue())
+    store.overwrite(BAD_VIDEOS_FILE, data.getvalue())
     return store.uri_for(BAD_VIDEOS_FILE)
-
-
-def overwrite(store: Store, path: str, data: bytes) -> None:
-    """Write an object that is only there to be looked at, whatever was there before.
-
-    A trainer that was paused and has lost its lease may put its own between the two calls, once.
-    """
-    for _ in range(2):
-        store.delete(path)
-        with contextlib.suppress(FileExistsError):
-            store.create(path, data)
-            return
-    store.delete(path)
-    store.create(path, data)
