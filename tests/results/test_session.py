@@ -6,6 +6,8 @@ import datetime
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -322,6 +324,31 @@ def test_no_output_an_empty_one_and_a_damaged_one_are_told_on_one_line(tmp_path)
     with pytest.raises(RunError, match=r"part-00000\.parquet cannot be read: ") as told:
         ask(output, "SELECT 1")
     assert "\n" not in str(told.value)
+
+
+LOSE_A_PART_OFTEN = f"""
+import uuid
+from tests.results.test_current import NIGHTS
+from tests.results.test_session import write
+from vidray.errors import RunError
+from vidray.results.session import Session
+from vidray.storage.store import Store
+
+for _ in range(400):
+    output = write(f"memory://{{uuid.uuid4().hex}}", *NIGHTS)
+    with Session(output) as session:
+        Store(output).delete("{part_path("r3", 0)}")
+        try:
+            session.run("SELECT count(label) FROM all_attempts")
+        except RunError:
+            continue
+    raise SystemExit("no error")
+"""
+
+
+@pytest.mark.long
+def test_a_part_that_goes_away_never_leaves_a_query_waiting():
+    subprocess.run([sys.executable, "-c", LOSE_A_PART_OFTEN], cwd=ROOT, check=True, timeout=180)
 
 
 def test_a_part_that_goes_away_meanwhile_is_named(memory_folder):

@@ -59,8 +59,19 @@ class Parts:
 class _Dataset(ds.FileSystemDataset):
     """Scanned without keeping the footers of its files, of which a year of nights has 6 GB."""
 
-    def scanner(self, **options: Any) -> ds.Scanner:
-        return super().scanner(**{"cache_metadata": False, "fragment_readahead": _READAHEAD} | options)
+    def scanner(self, **options: Any) -> _Scanner:
+        return _Scanner(super().scanner(**{"cache_metadata": False, "fragment_readahead": _READAHEAD} | options))
+
+
+class _Scanner:
+    """What DuckDB needs of a scanner. Arrow's own ``to_reader`` holds Python's lock while it waits for another, which a
+    thread of Arrow's may have that wants Python's to tell an error: both then wait for ever (PyArrow 26)."""
+
+    def __init__(self, scanner: ds.Scanner) -> None:
+        self._scanner = scanner
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        return pa.RecordBatchReader.from_batches(self._scanner.projected_schema, self._scanner.to_batches())
 
 
 def _dataset(paths: Sequence[str], schema: pa.Schema, filesystem: pafs.FileSystem) -> ds.Dataset:
