@@ -26,10 +26,12 @@ VERSION = f"{IDENTITY}, etag"
 
 CURRENT_SQL = f"""
 SELECT * EXCLUDE (version_planned_at) FROM (
-    SELECT *, max(coalesce(planned_at, scored_at)) OVER (PARTITION BY {VERSION}) AS version_planned_at
+    SELECT *, max(coalesce(planned_at, scored_at)) OVER (
+        PARTITION BY {VERSION}) AS version_planned_at
     FROM predictions)
 QUALIFY row_number() OVER (
-    PARTITION BY {IDENTITY} ORDER BY version_planned_at DESC, status = 'ok' DESC, attempts DESC) = 1
+    PARTITION BY {IDENTITY}
+    ORDER BY version_planned_at DESC, status = 'ok' DESC, attempts DESC) = 1
 """
 """What *current* means (docs/output.md), of a table ``predictions`` of all rows."""
 
