@@ -8,15 +8,15 @@ from vidray.types import Status
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done as asked. Doors print it without a traceback and exit with 2."""
+    """What was asked for cannot be done as asked. Entry points print it without a traceback and exit with 2."""
 
 
 class RunError(Exception):
-    """A run could not go on. Doors print it without a traceback and exit with 1."""
+    """A run could not go on. Entry points print it without a traceback and exit with 1."""
 
 
 class TooManyFailuresError(Exception):
-    """More videos failed than ``--max-failure-rate`` allows. Doors exit with 3."""
+    """More videos failed than ``--max-failure-rate`` allows. Entry points exit with 3."""
 
 
 class Terminated(BaseException):

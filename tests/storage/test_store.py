@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.stores import filesystem, on_every_store, ref_of
-from vidray.errors import UsageError
+from vidray.errors import RunError, UsageError
 from vidray.storage.fetch import fetch
 from vidray.storage.store import Store, create_local, rename_exclusively
 from vidray.types import Limits
@@ -37,6 +37,14 @@ class TestStore:
         store.overwrite("metrics.jsonl", b"ours")
         assert store.contested
         assert (tmp_path / "metrics.jsonl").read_bytes() == b"ours"
+
+    @pytest.mark.parametrize("damaged", [b"", b'{"run_id": "r1"', b"\xff\xfe", b"[1]"])
+    def test_damaged_json_is_one_line_that_names_the_object(self, tmp_path, damaged) -> None:
+        store = Store(str(tmp_path))
+        store.create("summary.json", damaged)
+        with pytest.raises(RunError, match=r"summary\.json cannot be read: .+") as raised:
+            store.read_json("summary.json")
+        assert "\n" not in str(raised.value)
 
     def test_what_is_deleted_while_sizes_are_listed_is_left_out(self, tmp_path) -> None:
         (tmp_path / "a").write_bytes(b"12345")

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from tests.support.browser import opened
+from tests.support.checkpoints import make_videomae
+from vidray.checkpoints.checkpoint import CheckpointMeta, write_vidray_json
+from vidray.errors import RunError
 from vidray.pages.page import render
 from vidray.training.metrics import calibration_error, classification_metrics
-from vidray.training.report import Evaluated, make_page, wilson_interval
+from vidray.training.report import Evaluated, checkpoint_page, make_page, wilson_interval
 from vidray.training.report_facts import actual_class_histogram, reliability, worst_mistakes
 from vidray.types import ViewConfig
 
@@ -67,6 +70,19 @@ def test_the_interval_is_wilsons():
 
 def test_top_5_of_few_classes_is_no_figure():
     assert "top-5 accuracy" not in {figure.name for figure in make_page(evaluated(facts=facts())).figures}
+
+
+@pytest.mark.parametrize("name", ["report/facts.json", "metrics.jsonl"])
+def test_a_damaged_file_of_a_checkpoint_is_named_on_one_line(tmp_path, name):
+    folder = make_videomae(tmp_path / "m", labels=LABELS)
+    view = ViewConfig(num_frames=8, size=32)
+    meta = CheckpointMeta(view=view, labels=LABELS, family="videomae", metrics=evaluated().figures)
+    write_vidray_json(folder, meta)
+    assert "accuracy" in checkpoint_page(str(folder))
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b'{"labels": ')
+    with pytest.raises(RunError, match=f"{name} cannot be read"):
+        checkpoint_page(str(folder))
 
 
 def test_a_checkpoint_without_facts_shows_its_figures_and_says_what_is_missing():

@@ -134,4 +134,4 @@ def origin(run: Run) -> list[tuple[str, str]]:
     names = {"Run": "run_id", "Started": "created_at", "Model": "model", "Result key": "result_key"}
     facts = [(name, str(summary[key])) for name, key in names.items()]
     facts += [("Sources", ", ".join(short(source, 120) for source in summary["source"][:5]))]
-    return [*facts, ("Views", summary["view_config"]), ("Decoder", "; ".join(summary["sandbox"]))]
+    return [*facts, ("Views", summary["view_config"]), ("Decoder", "; ".join(summary["sandbox"]) or "not recorded")]

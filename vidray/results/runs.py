@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from vidray.scoring import verdict
-from vidray.scoring.history import is_finished, read_json, read_summary, run_files
+from vidray.scoring.history import is_finished, read_summary, run_files
 from vidray.scoring.output import TIME_TYPE
 from vidray.scoring.plan import load_plan
 from vidray.storage.store import Store
@@ -104,7 +104,7 @@ def _times(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verdict(store: Store, path: str) -> dict[str, Any]:
-    one = read_json(store, path)
+    one = store.read_json(path)
     return one | {f"num_{name}": (one.get(name) or {}).get("count") for name in ("deferred", "given_up")}
 
 

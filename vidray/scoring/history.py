@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import posixpath
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +44,7 @@ KEY_SQL = """unhex(md5(concat_ws(chr(31), uri, coalesce(etag, ''), result_key,
     CASE WHEN start_seconds IS NOT NULL OR end_seconds IS NOT NULL
     THEN concat_ws('-', coalesce(round(start_seconds * 1e6)::BIGINT, 0), round(end_seconds * 1e6)::BIGINT) END)))"""
 """A span is part of the key only where there is one."""
+_NOT_YET_IN_0_1: dict[str, Any] = {"num_deferred": 0, "num_given_up": 0, "limit": None, "untried": {}, "sandbox": []}
 _COLUMNS = [*output.VIDEO, "result_key", "status", "attempts", "video_attempts", "scored_at"]
 
 
@@ -63,20 +63,8 @@ def run_files(store: Store) -> dict[str, set[str]]:
 
 
 def read_summary(store: Store, run_id: str) -> dict[str, Any]:
-    """A run's ``summary.json``; raises as `read_json`."""
-    return read_json(store, run_file(run_id, "summary.json"))
-
-
-def read_json(store: Store, path: str) -> dict[str, Any]:
-    """An object that was written as JSON.
-
-    Raises:
-        RunError: it is damaged, or the store failed.
-    """
-    try:
-        return json.loads(store.read(path))
-    except ValueError as error:
-        raise RunError(f"{store.uri_for(path)} cannot be read: {error}") from error
+    """A run's ``summary.json``, with what older versions did not write there; raises as `Store.read_json`."""
+    return _NOT_YET_IN_0_1 | store.read_json(run_file(run_id, "summary.json"))
 
 
 def is_finished(files: Iterable[str]) -> bool:

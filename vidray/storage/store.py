@@ -10,6 +10,7 @@ import contextlib
 import copy
 import ctypes
 import errno
+import json
 import os
 import posixpath
 import threading
@@ -105,6 +106,16 @@ class Store:
             RunError: the store failed.
         """
         return self._wait_for(lambda: self._read(self._full(path)), "read", self.uri_for(path))
+
+    def read_json(self, path: str) -> dict[str, Any]:
+        """An object that was written as a JSON object; raises as ``read``, RunError also if it is damaged."""
+        try:
+            values = json.loads(self.read(path))
+        except ValueError as error:
+            raise RunError(f"{self.uri_for(path)} cannot be read: {error}") from error
+        if not isinstance(values, dict):
+            raise RunError(f"{self.uri_for(path)} cannot be read: it holds no JSON object")
+        return values
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """The bytes from ``start`` to before ``stop``, fewer at the object's end; raises as ``read``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -99,7 +98,7 @@ def _trains_in_this_process(config: TrainConfig) -> bool:
 
 
 def _published_metrics(store: Store) -> dict[str, Any]:
-    return json.loads(store.read(VIDRAY_FILE))["metrics"]
+    return store.read_json(VIDRAY_FILE)["metrics"]
 
 
 def evaluate(config: EvaluateConfig, *, log: Callable[[str], None] = print) -> dict[str, Any]:

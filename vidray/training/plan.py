@@ -70,7 +70,7 @@ def read_plan(
     """
     checkpoint = checkpoint or read_checkpoint(config.model, require_head=False)
     store = Store(config.output)
-    stored = json.loads(store.read(SETTINGS_FILE))
+    stored = store.read_json(SETTINGS_FILE)
     is_finished = store.exists(VIDRAY_FILE)
     _refuse_other_settings(stored, _settings(config, checkpoint), store.uri, is_finished=is_finished)
     manifest = LabelledManifest.from_parquet(store.read(stored["manifest"]))

@@ -70,23 +70,24 @@ def checkpoint_page(location: str) -> str:
 
 def _evaluated(location: str, meta: CheckpointMeta) -> Evaluated:
     store = Store(location)
-    facts, rows = _read(store, FACTS_FILE), _read(store, METRICS_FILE)
+    facts = store.read_json(FACTS_FILE) if store.exists(FACTS_FILE) else {}
     return Evaluated(
         title=words.file_name(location.rstrip("/")),
         labels=meta.labels,
         view=meta.view,
         figures=meta.metrics,
-        facts=json.loads(facts or "{}"),
-        metrics_rows=[json.loads(line) for line in (rows or "").splitlines()],
+        facts=facts,
+        metrics_rows=_read_metrics(store),
         training=meta.training,
     )
 
 
-def _read(store: Store, path: str) -> str | None:
+def _read_metrics(store: Store) -> list[dict[str, Any]]:
+    lines = store.read(METRICS_FILE).splitlines() if store.exists(METRICS_FILE) else []
     try:
-        return store.read(path).decode()
-    except FileNotFoundError:
-        return None
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise RunError(f"{store.uri_for(METRICS_FILE)} cannot be read: {error}") from error
 
 
 def make_page(evaluated: Evaluated) -> Page:
