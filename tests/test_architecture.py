@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vidray"
 
 LAYERS = [
-    ["types", "errors", "flags", "cpu_tuning", "progress"],
+    ["types", "errors", "flags", "cpu_tuning", "progress", "monitoring"],
     ["storage", "video", "models"],
     ["sources", "sandbox", "checkpoints", "cluster"],
     ["pages"],
@@ -45,7 +45,8 @@ ORDER = {
     "checkpoints": ["resolve", "checkpoint", "card", "write", "convert", "new"],
     "pages": ["words", "blocks", "page", "charts", "strips"],
     "scoring": [
-        *("config", "output", "history", "accounting", "plan", "collector", "timing", "summary", "verdict"),
+        *("config", "output", "history", "accounting", "plan", "collector", "timing", "monitored", "summary"),
+        *("verdict",),
         *("staging", "predictor", "classifier", "stages", "batching", "stream_predictor"),
         *("segment_predictor", "stream_stage", "runners", "stage_specs", "job"),
     ],

@@ -17,8 +17,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from vidray import monitoring
 from vidray.cpu_tuning import ENVIRONMENT
 from vidray.errors import RunError, UsageError
 
@@ -81,17 +82,46 @@ def connected(address: str | None) -> Iterator[None]:
 
     check_ray_version(ray.__version__)
     if ray.is_initialized():
-        yield
+        with _metrics_through_ray():
+            yield
         return
     where = named_cluster(address) or "local"
     _connect(where, asked_for=address)
     processes = None
     try:
-        with _watched_ray() if where == "local" else contextlib.nullcontext() as processes:
+        with _watched_ray() if where == "local" else contextlib.nullcontext() as processes, _metrics_through_ray():
             yield
     finally:
         if processes is None or not processes.is_lost:  # else it would wait for it
             ray.shutdown()
+
+
+class RayMetrics:
+    """Hands the values of `vidray.monitoring` to Ray, in a process that is connected to it."""
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter, Gauge
+
+        def make(cls: type, kind: str) -> dict[str, Any]:
+            wanted = [series for series in monitoring.SERIES if series.kind == kind]
+            return {series.name: cls(series.name, series.text, series.tags) for series in wanted}
+
+        self._counters, self._gauges = make(Counter, "counter"), make(Gauge, "gauge")
+
+    def __call__(self, series: monitoring.Series, value: float, tags: dict[str, str]) -> None:
+        if series.kind == "gauge":
+            self._gauges[series.name].set(value, tags)
+        elif value > 0:  # Ray refuses to add nothing
+            self._counters[series.name].inc(value, tags)
+
+
+@contextlib.contextmanager
+def _metrics_through_ray() -> Iterator[None]:
+    monitoring.configure(RayMetrics())
+    try:
+        yield
+    finally:
+        monitoring.configure(None)
 
 
 class _RayProcesses:
@@ -176,9 +206,7 @@ def _knock(address: str) -> None:
 
 @contextlib.contextmanager
 def signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM when it starts, and Ray Train SIGINT when it trains, and both keep them: after that they would
-    not end a command as they should.
-    """
+    """Ray takes SIGTERM when it starts, and keeps it: after that it would not end a command as it should."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -8,11 +8,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support import runs
@@ -28,14 +29,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def head(folder: Path, environment: dict[str, str], dashboard_port: int) -> Iterator[None]:
+def head(
+    folder: Path, environment: dict[str, str], *, port: int, dashboard_port: int, more: Sequence[str] = ()
+) -> Iterator[None]:
     """A Ray head that stays in the foreground, so that ending it ends everything that it started.
 
     Its agent, which starts the jobs, has a port of its own: Ray's default is one for the whole machine, and a head
     whose agent finds it taken refuses all jobs.
     """
     agent_port = free_port()
-    flags = ["--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
+    flags = ["--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={port}", *more]
     flags += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     flags += [f"--dashboard-agent-listen-port={agent_port}", f"--temp-dir={folder}", "--disable-usage-stats"]
     log = folder.with_suffix(".log").open("w")
@@ -46,11 +49,15 @@ def head(folder: Path, environment: dict[str, str], dashboard_port: int) -> Iter
         assert process.poll() is None, folder.with_suffix(".log").read_text()[-3000:]
         yield
     finally:
+        children = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+            for child in children:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
         log.close()
 
 
@@ -84,7 +91,7 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
     # Unix sockets have short paths; pytest's folders are too deep for Ray's.
     ray_folder = Path(f"/tmp/vidray-test-{os.getpid()}")
     try:
-        with head(ray_folder, with_token, port):
+        with head(ray_folder, with_token, port=free_port(), dashboard_port=port):
             yield Cluster(clone=make_clone(folder / "clone"), submit=submit, with_token=with_token, without=without)
     finally:
         shutil.rmtree(ray_folder, ignore_errors=True)

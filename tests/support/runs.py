@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +78,13 @@ def finish(process: subprocess.Popen[str], *, code: int = 0, timeout: float = 24
 def run(arguments: list[str], *, code: int = 0, **kwargs: Any) -> str:
     """Start and finish."""
     return finish(start(arguments, **kwargs), code=code)
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """End a command and what it started, if it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_until(condition: Callable[[], bool], *, timeout: float = 120, what: str = "the event") -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vidray import monitoring
 from vidray.errors import RunError
 from vidray.scoring.output import (
     PREDICTION_SCHEMA,
@@ -63,6 +64,11 @@ class Collector:
         for shard in sealed:
             start, stop = shards.bounds(shard)
             self._seen[start:stop] = True
+
+    @property
+    def num_planned(self) -> int:
+        """Rows that there will be."""
+        return len(self._seen)
 
     @property
     def num_rows(self) -> int:
@@ -117,6 +123,7 @@ class Collector:
             table = table.append_column(planned.field(name), planned[name])
         self._before_seal()
         seal_part(self._store, self._run_id, shard, table)
+        monitoring.record(monitoring.ROWS_SEALED, table.num_rows)
 
 
 def seal_part(store: Store, run_id: str, shard: int, table: pa.Table) -> None:

@@ -250,6 +250,11 @@ class ScoreConfig:
         return self.batch_size or (16 if num_threads is None else 2 * num_threads)
 
     @property
+    def threads_that_fetch(self) -> int:
+        """Of a decoder. Where videos are seen whole, each decoder fetches its own next one."""
+        return 1 if self.is_chunked else self.fetch_threads
+
+    @property
     def stall_seconds(self) -> float:
         """``stall_timeout_seconds``, or its default."""
         return self.stall_timeout_seconds or (86400.0 if self.is_chunked else 1800.0)

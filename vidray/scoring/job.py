@@ -28,6 +28,7 @@ from vidray.scoring import history, output
 from vidray.scoring.accounting import Untried
 from vidray.scoring.collector import MAX_LOSSES, Collector, LossCounter
 from vidray.scoring.config import ScoreConfig
+from vidray.scoring.monitored import record_rows
 from vidray.scoring.plan import PLAN_SCHEMA, Plan, RunHeader, commit_plan, find_resumable, plan_fresh
 from vidray.scoring.runners.base import Runner, Stages
 from vidray.scoring.runners.choose import make_runner
@@ -274,6 +275,8 @@ class ScoreJob:
         for fresh in collector.add(table):
             known = times.sandboxes.copy()
             times.add(fresh)
+            num_left = collector.num_planned - collector.num_rows
+            record_rows(fresh, times, num_left=num_left, fetch_threads=self.config.threads_that_fetch)
             for text in sorted(times.sandboxes - known):
                 self.progress.say(f"sandbox: {text}")
             num_failed = pc.sum(pc.not_equal(fresh["status"], Status.OK.value)).as_py()
@@ -288,8 +291,7 @@ class ScoreJob:
             plan,
             keys,
             times,
-            # Where videos are seen whole, each decoder fetches its own next one.
-            fetch_threads=1 if self.config.is_chunked else self.config.fetch_threads,
+            fetch_threads=self.config.threads_that_fetch,
             max_failure_rate=self.config.max_failure_rate,
             untried=self._untried,
         )

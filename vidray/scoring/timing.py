@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+STAGES = ("fetch", "decode", "predict")
+"""What workers do with a video, one after the other."""
+
 
 class BusyClock:
     """Seconds in which at least one thread was inside, however many were: what a worker was busy."""
@@ -63,7 +66,7 @@ class StageTimes:
         """Take the internal columns of some predicted rows."""
         self.first_row = self.first_row or time.perf_counter()
         self.num_rows += table.num_rows
-        for stage in ("fetch", "decode", "predict"):
+        for stage in STAGES:
             self.seconds[stage] += pc.sum(table[f"{stage}_seconds"]).as_py() or 0.0
         self.decoders |= set(pc.unique(table["decoder"]).drop_null().to_pylist())
         self.predictors |= set(pc.unique(table["predictor"]).drop_null().to_pylist())
@@ -78,7 +81,7 @@ class StageTimes:
     def busy(self, *, fetch_threads: int) -> dict[str, float]:
         """Share of the time that each stage's workers were at work, from the first prediction to the last."""
         if self.window is None:
-            return dict.fromkeys(("fetch", "decode", "predict"), 0.0)
+            return dict.fromkeys(STAGES, 0.0)
         seconds = max(self.window[1] - self.window[0], 1e-9)
         workers = {
             "fetch": len(self.decoders) * fetch_threads,

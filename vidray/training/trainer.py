@@ -24,7 +24,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vidray.cluster import connected, explain, signals_kept, wait_for_nodes
+from vidray import monitoring
+from vidray.cluster import RayMetrics, connected, explain, wait_for_nodes
 from vidray.errors import RunError, TooManyFailuresError, UsageError
 from vidray.sources.labels import LabelledManifest
 from vidray.storage import redaction, retry
@@ -161,14 +162,36 @@ def _fit(job: _Job) -> None:
         )
         failure: Exception | None = None
         try:
-            with signals_kept():
-                trainer.fit()
+            _apart(trainer.fit)
         except TrainingFailedError as error:
             failure = error
     if failure is not None and (known := ask(job.mailbox.error.remote(), None)) is not None:
         raise known
     if failure is not None:
         raise explain(failure, what="the workers failed too often, at last with: ") from failure
+
+
+def _apart(call: Callable[[], Any]) -> None:
+    """Make the call in a thread of its own, and wait for its end, or for a signal that ends this command.
+
+    In the main thread Ray Train would take SIGINT for itself, and its wait would end for no other signal. The thread
+    ends when Ray is shut down.
+    """
+    errors: list[BaseException] = []
+    is_over = threading.Event()
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            is_over.set()
+
+    threading.Thread(target=run, name="vidray-ray-train", daemon=True).start()
+    is_over.wait()
+    if errors:
+        raise errors[0]
 
 
 def _train_loop(_: dict[str, Any], *, job: _Job) -> None:
@@ -189,6 +212,7 @@ def _train_loop(_: dict[str, Any], *, job: _Job) -> None:
 def _run_worker(job: _Job) -> None:
     config, resources, mailbox = job.config, job.resources, job.mailbox
     torch.set_num_threads(resources.num_threads)
+    monitoring.configure(RayMetrics())
     redaction.configure(config.secret_parameters)
     retry.configure(deadline_seconds=config.store_deadline_seconds, on_wait=lambda line: mailbox.put_line.remote(line))
     ray_context, decoding = ray.train.get_context(), resources.decoding

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from vidray import monitoring
 from vidray.progress import StepLine
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
@@ -145,6 +146,8 @@ def _make_loop(
         line = line_of(row, num_epochs=task.config.hyper.epochs, num_steps=loop.num_steps)
         is_step = row["kind"] == "train"
         context.log(StepLine(line, done=row["step"], total=loop.num_steps) if is_step else line)
+        if is_step:
+            record_steps(row, num_left=loop.num_steps - row["step"])
         if trackers:
             trackers.log(row)
 
@@ -159,6 +162,14 @@ def _resume(loop: Loop, writer: CheckpointWriter, context: WorkerContext) -> Non
         loop.restore(state)
         if context.ranks.is_first:
             context.log(f"resuming at step {state.step}, epoch {loop.position.epoch + 1} of {loop.hyper.epochs}")
+
+
+def record_steps(row: dict[str, Any], *, num_left: int) -> None:
+    """Tell a monitoring system of the steps that a line of metrics is about."""
+    monitoring.record(monitoring.TRAIN_STEPS, row["num_steps"])
+    monitoring.record(monitoring.TRAIN_SECONDS, row["total_seconds"])
+    monitoring.record(monitoring.TRAIN_WAIT_SECONDS, row["data_wait_seconds"])
+    monitoring.record(monitoring.TRAIN_STEPS_LEFT, num_left)
 
 
 def line_of(row: dict[str, Any], *, num_epochs: int, num_steps: int) -> str:
