@@ -76,8 +76,9 @@ ORDER = {
     ],
     "results": [
         *("merged", "read", "compact", "verify", "similar", "moments", "detection", "evaluation"),
-        *("parts", "runs", "views", "session", "table", "formats", "ddl", "examples", "overview", "query"),
-        *("changes", "advice", "run_rows", "report_run", "report_found", "report_change", "report"),
+        *("parts", "runs", "changes", "run_rows", "profile", "views", "session", "table", "formats", "ddl"),
+        *("examples", "overview", "query", "comparison", "compare"),
+        *("advice", "report_run", "report_found", "report_change", "report"),
     ],
     "cli": ["help", "completion", "demo", "preview", "main"],
 }
@@ -87,7 +88,8 @@ ONLY_IN = {
     "ray": {"cluster", "scoring.runners.ray", "training.trainer", "training.data.ray_pool"},
     "av": {"video.decoder", "cli.demo"},  # the demo also makes videos
     "duckdb": {"scoring.history", "scoring.accounting", "results.read", "results.session", "results.changes"}
-    | {"results.run_rows", "results.report_run", "results.report_found", "results.report_change", "cli.demo"},
+    | {"results.run_rows", "results.report_run", "results.report_found", "results.report_change", "cli.demo"}
+    | {"results.profile"},
 }
 
 

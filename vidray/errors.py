@@ -19,12 +19,17 @@ class TooManyFailuresError(Exception):
     """More videos failed than ``--max-failure-rate`` allows. Entry points exit with 3."""
 
 
+class TooMuchChangedError(Exception):
+    """A run differs from another by more than ``--max-drift`` or ``--max-flips`` allows. Doors exit with 4."""
+
+
 class Terminated(BaseException):
     """SIGTERM. As an interrupt, it is nobody's to catch but the entry point's."""
 
 
 def exit_code(error: BaseException | None) -> int:
-    """What a command exits with: 0 without an error, 2 usage, 3 too many failures, 130 and 143 interrupted, else 1.
+    """What a command exits with: 0 without an error, 2 usage, 3 too many failures, 4 too much changed, 130 and 143
+    interrupted, else 1.
 
     Ctrl-C and SIGTERM count also where something broke on the way out, as Ray's connections may.
     """
@@ -39,6 +44,8 @@ def exit_code(error: BaseException | None) -> int:
         return 2
     if isinstance(error, TooManyFailuresError):
         return 3
+    if isinstance(error, TooMuchChangedError):
+        return 4
     return 0 if error is None else 1
 
 

@@ -16,6 +16,7 @@ from vidray.cli.preview import PreviewConfig
 from vidray.flags import known_flags
 from vidray.models.catalogue import ModelsConfig
 from vidray.results.compact import CompactConfig
+from vidray.results.compare import CompareConfig
 from vidray.results.moments import ExportConfig
 from vidray.results.query import QueryConfig
 from vidray.results.report import ReportConfig
@@ -31,6 +32,7 @@ COMMANDS = {
     "compact": CompactConfig,
     "export": ExportConfig,
     "similar": SimilarConfig,
+    "compare": CompareConfig,
     "report": ReportConfig,
     "preview": PreviewConfig,
     "train": TrainConfig,
@@ -52,6 +54,7 @@ def test_help_fits_the_screen_and_names_every_flag(command, columns, monkeypatch
     positional = {
         "convert": {"--source", "--output", "--variant"},
         "query": {"--sql"},
+        "compare": {"--runs"},
         "new": {"--family", "--variant", "--folder"},
     }.get(command, set())
     for flag in known_flags(COMMANDS[command]).keys() - positional:

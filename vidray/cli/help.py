@@ -35,6 +35,10 @@ EXAMPLES = {
         "vidray similar --output scores --to videos/a.mp4",
         "vidray similar --output s3://bucket/scores/ --duplicates 0.98",
     ),
+    "compare": (
+        "vidray compare --output s3://bucket/scores/ --max-drift 0.2",
+        "vidray compare --output scores 20261120-020000-ab12 20261127-020000-cd34",
+    ),
     "report": (
         "vidray report --output s3://bucket/scores/ --to report.html",
         "vidray report --model my-model --to training.html",

@@ -19,7 +19,7 @@ import yaml
 from vidray import __version__
 from vidray.api import prepare_process
 from vidray.cpu_tuning import use_one_arena
-from vidray.errors import RunError, Terminated, TooManyFailuresError, UsageError, exit_code
+from vidray.errors import RunError, Terminated, TooManyFailuresError, TooMuchChangedError, UsageError, exit_code
 from vidray.flags import check_flags, config_file_arguments, flag_name, known_flags, with_known_spelling
 from vidray.progress import Progress
 from vidray.scoring.config import ScoreConfig
@@ -36,6 +36,7 @@ commands:
   compact     copy many small parts into few files, which make queries of a year of nights quick
   export      write when something happens in each video: CSV, ActivityNet's JSON, chapters for a browser
   similar     list the videos most like one of them, or pairs that are nearly the same, by their embeddings
+  compare     print what changed from one run of score to another; an exit code for what is too much
   report      write a page on a run of score, or on a training, as one HTML file
   preview     show the clips that training or validation would see, as a contact sheet or an animation
   train       fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
@@ -51,7 +52,8 @@ vidray COMMAND --help explains a command.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0 good, 1 failed, 2 usage, 3 too many failures, 130 interrupted."""
+    """Run a command. Returns the exit code: 0 good, 1 failed, 2 usage, 3 too many failures, 4 too much changed,
+    130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "score": score,
@@ -60,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compact": compact,
         "export": export,
         "similar": similar,
+        "compare": compare,
         "report": report,
         "train": train,
         "evaluate": evaluate,
@@ -92,7 +95,7 @@ def _guarded(command: Callable[[], int]) -> int:
         if code > 128:
             print("vidray: interrupted; nothing is broken, the same command goes on from here", file=sys.stderr)
             return code
-        if isinstance(error, UsageError | TooManyFailuresError | RunError):
+        if isinstance(error, UsageError | TooManyFailuresError | TooMuchChangedError | RunError):
             print(f"vidray: {redaction.redact(str(error))}", file=sys.stderr)
             return code
         if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
@@ -185,6 +188,15 @@ def similar(arguments: list[str]) -> int:
     config = parse(SimilarConfig, arguments, prog="vidray similar")
     for similarity, *uris in find_similar(config) if config.to is not None else duplicates(config):
         print(f"{similarity:.4f} {' '.join(uris)}")
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """``vidray compare``."""
+    from vidray.results.compare import CompareConfig
+    from vidray.results.compare import compare as run_comparison
+
+    run_comparison(parse(CompareConfig, arguments, prog="vidray compare"))
     return 0
 
 
@@ -290,6 +302,7 @@ def completion(arguments: list[str]) -> int:
     from vidray.cli.preview import PreviewConfig
     from vidray.models.catalogue import ModelsConfig
     from vidray.results.compact import CompactConfig
+    from vidray.results.compare import CompareConfig
     from vidray.results.moments import ExportConfig
     from vidray.results.query import QueryConfig
     from vidray.results.report import ReportConfig
@@ -305,7 +318,7 @@ def completion(arguments: list[str]) -> int:
         raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")
     configs = {
         **{"score": ScoreConfig, "verify": VerifyConfig, "query": QueryConfig, "similar": SimilarConfig},
-        **{"compact": CompactConfig, "report": ReportConfig},
+        **{"compact": CompactConfig, "compare": CompareConfig, "report": ReportConfig},
         **{"train": TrainConfig, "evaluate": EvaluateConfig},
         **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
         **{"export": ExportConfig, "demo": DemoConfig, "completion": None},

@@ -14,7 +14,7 @@ from vidray.progress import format_bytes
 MARKED = 0.1
 """Jensen-Shannon distance from which a change is worth a look."""
 
-_SETS = {
+COMPARED = {
     "label": ("label", "status = 'ok'"),
     "score": ("least(floor(score * 10), 9)", "status = 'ok'"),
     "status": ("status", "true"),
@@ -43,7 +43,19 @@ class Change:
     @property
     def is_marked(self) -> bool:
         """True if it is worth a look: beyond ``MARKED``, and beyond what chance does."""
-        return self.distance >= MARKED and self.distance > 1.5 * self.by_chance
+        return self.distance >= MARKED and self.is_beyond_chance
+
+    @property
+    def is_beyond_chance(self) -> bool:
+        """True if samples of one distribution hardly differ so much."""
+        return self.distance > 1.5 * self.by_chance
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        if not self.num_before or not self.num_after:
+            return "nothing to compare"
+        return "changed" if self.is_marked else "perhaps chance" if self.distance >= MARKED else "about the same"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +69,11 @@ class Flips:
     """(label before, label after, videos), the most frequent first."""
     examples: Sequence[tuple[str, str, float, str, float]]
     """(uri, label before, its score, label after, its score), the surest first."""
+
+    @property
+    def share(self) -> float:
+        """Of the common ones that changed; 0 where there are none."""
+        return self.num_changed / max(self.num_common, 1)
 
 
 def jensen_shannon(before: np.ndarray, after: np.ndarray) -> float:
@@ -85,11 +102,11 @@ def distance_by_chance(num_values: int, num_before: int, num_after: int) -> floa
 
 def changes(db: duckdb.DuckDBPyConnection) -> list[Change]:
     """Of label, score, status, codec, duration and size, between the tables ``before`` and ``after``."""
-    return [_change(db, name) for name in _SETS]
+    return [_change(db, name) for name in COMPARED]
 
 
 def _change(db: duckdb.DuckDBPyConnection, name: str) -> Change:
-    value, condition = _SETS[name]
+    value, condition = COMPARED[name]
     rows = db.execute(
         f"""SELECT coalesce(b.value, a.value), coalesce(b.num, 0), coalesce(a.num, 0)
         FROM (SELECT CAST({value} AS VARCHAR) AS value, count(*) AS num FROM before WHERE {condition} GROUP BY 1) b

@@ -18,7 +18,7 @@ from vidray.results.formats import Format, write_result
 from vidray.results.overview import overview
 from vidray.results.parts import Parts
 from vidray.results.session import Session
-from vidray.results.table import format_table
+from vidray.results.table import format_table, screen_width
 from vidray.results.views import Choice
 from vidray.storage.store import Store
 
@@ -31,7 +31,7 @@ _PIPED_ROWS = 1000
 class QueryConfig:
     """Ask an output in SQL (DuckDB's); without SQL, an overview. It reads nothing else, and writes nothing there.
     Tables: predictions (the current row of each video), all_attempts, failures, timeline, segments, moments(0.5),
-    embeddings, runs, verdicts."""
+    embeddings, runs, verdicts, profiles."""
 
     sql: Annotated[tyro.conf.Positional[str | None], shown_as("SQL")] = None
     """One SELECT; -: read from standard input. Default: an overview."""
@@ -98,7 +98,7 @@ def query(config: QueryConfig) -> None:
         for name in session.left_out:
             _note(f"the column {name!r} is left out: runs kept it with types that contradict each other")
         if config.sql is None:
-            print(overview(session, width=_width()))
+            print(overview(session, width=screen_width()))
             return
         selected = session.select(sys.stdin.read() if config.sql == "-" else config.sql)
         if config.kind == "table":
@@ -113,18 +113,12 @@ def print_table(session: Session, selected: str) -> None:
     """As many rows as the screen has lines, and how many there are if that is not all of them."""
     most = max(shutil.get_terminal_size().lines - 6, 10) if sys.stdout.isatty() else _PIPED_ROWS
     table = session.run(f"SELECT * FROM (\n{selected}\n) LIMIT {most + 1}")
-    print(format_table(table.slice(0, most), width=_width()))
+    print(format_table(table.slice(0, most), width=screen_width()))
     if table.num_rows > most:
         count = session.run(f"SELECT count(*) AS n FROM (\n{selected}\n)")["n"][0].as_py()
         print(f"{count:,} rows, of which these are {most:,}; --format csv --to FILE takes all")
     else:
         print(f"{table.num_rows:,} row{'' if table.num_rows == 1 else 's'}")
-
-
-def _width() -> int | None:
-    """Of the screen; None: it goes elsewhere, and nothing is cut."""
-    is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return shutil.get_terminal_size().columns if is_known else None
 
 
 def _note(text: str) -> None:

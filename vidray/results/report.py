@@ -9,7 +9,7 @@ from vidray.flags import require, shown_as
 from vidray.pages.blocks import Page
 from vidray.pages.page import render
 from vidray.results import report_change, report_found, report_run
-from vidray.results.run_rows import Run, before, choose, database, ended_runs
+from vidray.results.run_rows import before, choose, compared, database, ended_runs
 from vidray.storage.store import Store, file_place
 
 
@@ -27,7 +27,8 @@ class ReportConfig:
     run: Annotated[str | None, shown_as("RUN")] = None
     """Which run. Default: the last that has ended."""
     against: Annotated[str | None, shown_as("RUN")] = None
-    """What to compare it with. Default: the run before it."""
+    """What to compare it with. Default: the last good run before it, of the same model, views and sources if there is
+    one."""
     frames: bool = True
     """Show frames of some videos; they are read again for that. --no-frames: names only."""
 
@@ -61,8 +62,7 @@ def scoring_page(output: str, run_id: str | None, against: str | None, *, with_f
     runs = ended_runs(store)
     run = choose(runs, run_id, flag="--run")
     other = before(runs, run) if against is None else choose(runs, against, flag="--against")
-    tables = {"after": [run.run_id], "before": _compared(runs, run, other)}
-    with database(store, tables) as db:
+    with database(store, compared(runs, other, run)) as db:
         sections = [
             report_run.section(db, run),
             report_found.section(db, store, with_frames=with_frames),
@@ -77,12 +77,3 @@ def scoring_page(output: str, run_id: str | None, against: str | None, *, with_f
             sections=sections,
             facts=report_run.origin(run),
         )
-
-
-def _compared(runs: list[Run], run: Run, other: Run | None) -> list[str]:
-    """The other run alone where its rows are comparable, else all runs of its model: each scored what was new then."""
-    if other is None:
-        return []
-    if other.result_key == run.result_key:
-        return [other.run_id]
-    return [one.run_id for one in runs if one.result_key == other.result_key]

@@ -28,7 +28,7 @@ def _moved(found: list[Change], other: Run) -> Section:
         [
             change.name,
             Bar(share=change.distance, text=f"{change.distance:.2f}", tone="bad" if change.is_marked else ""),
-            "changed" if change.is_marked else "perhaps chance" if change.distance >= MARKED else "about the same",
+            change.told,
             f"{change.by_chance:.2f}",
             f"{change.num_before:,} and {change.num_after:,}",
         ]
@@ -59,8 +59,7 @@ def _flipped(db: duckdb.DuckDBPyConnection, other: Run) -> Section:
     text = f"Against the model and views of run {other.run_id}, on the objects that both scored."
     if not found.num_common:
         return Section(title=TITLE, text=text, blocks=[Text(text="No object was scored by both.", tone="warn")])
-    share = found.num_changed / found.num_common
-    told = f"{found.num_changed:,} of {count(found.num_common, 'video')} ({percent(share)}) have another label."
+    told = f"{found.num_changed:,} of {count(found.num_common, 'video')} ({percent(found.share)}) have another label."
     blocks: list[Block] = [Text(text=told)]
     if found.pairs:
         pairs: list[list[Cell]] = [

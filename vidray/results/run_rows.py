@@ -51,6 +51,11 @@ class Run:
         """Rows of runs with the same are comparable."""
         return str(self.summary["result_key"])
 
+    @property
+    def sources(self) -> frozenset[str]:
+        """Where its videos were listed."""
+        return frozenset(self.summary["source"])
+
 
 def ended_runs(store: Store) -> list[Run]:
     """The runs of an output that left a summary, the oldest first.
@@ -81,9 +86,30 @@ def choose(runs: Sequence[Run], run_id: str | None, *, flag: str) -> Run:
 
 
 def before(runs: Sequence[Run], run: Run) -> Run | None:
-    """The run before another, None for the first."""
-    at = runs.index(run)
-    return runs[at - 1] if at else None
+    """What to compare a run with: of the runs before it one of the same result key if there is one, of these one that
+    went well, of these one of the same sources, of these the last. None for the first run.
+
+    Args:
+        runs: the oldest first.
+    """
+
+    def fitness(number: int) -> tuple[bool, bool, bool, int]:
+        one = runs[number]
+        is_good = one.summary["outcome"] == "success"
+        return one.result_key == run.result_key, is_good, one.sources == run.sources, number
+
+    best = max(range(runs.index(run)), key=fitness, default=None)
+    return None if best is None else runs[best]
+
+
+def compared(runs: Sequence[Run], other: Run | None, run: Run) -> dict[str, list[str]]:
+    """For `database`: the rows of a run as ``after``, and as ``before`` those of the other. With another result key
+    these are of all runs of that key until then, each of which scored what was new."""
+    ids = [] if other is None else [other.run_id]
+    if other is not None and other.result_key != run.result_key:
+        until = max(runs.index(run), runs.index(other))
+        ids = [one.run_id for one in runs[: until + 1] if one.result_key == other.result_key]
+    return {"before": ids, "after": [run.run_id]}
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import pyarrow as pa
 from vidray.errors import RunError, UsageError
 from vidray.results import views
 from vidray.results.parts import Parts
+from vidray.results.profile import read_profiles
 from vidray.results.runs import History, read_history
 from vidray.results.views import Choice
 from vidray.storage.store import Store
@@ -51,6 +52,7 @@ class Session:
         """
         self._store, self._choice = Store(output), choice
         self._history: History | None = None
+        self._has_profiles = False
         self._parts = Parts(self._store)
         with ExitStack() as stack:
             self.folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vidray-query-"))
@@ -146,6 +148,10 @@ class Session:
             for name, table in (("runs", self._history.runs), ("verdicts", self._history.verdicts)):
                 self._db.register(f"_{name}", table)
                 self._db.execute(f"CREATE VIEW {name} AS FROM _{name} WHERE {getattr(self._choice, f'{name}_sql')}")
+        if not self._has_profiles and re.search(r"\b(profiles|show|describe)\b", sql, re.IGNORECASE):
+            self._db.register("_profiles", read_profiles(self._store))
+            self._db.execute(f"CREATE VIEW profiles AS FROM _profiles WHERE {self._choice.runs_sql}")
+            self._has_profiles = True
 
     def _failure(self, error: duckdb.Error) -> UsageError | RunError:
         """DuckDB's error in one line, as one of ours."""

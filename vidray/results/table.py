@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import shutil
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -35,6 +38,12 @@ def format_table(table: pa.Table, *, width: int | None = None) -> str:
     hidden = [column[0] for column in columns[num_shown:]]
     more = [f"and {len(hidden)} columns that do not fit: {', '.join(hidden)}"] if hidden else []
     return "\n".join([*lines[:1], rule, *lines[1:], *more])
+
+
+def screen_width() -> int | None:
+    """Characters in a line of the screen; None: standard output goes elsewhere, and nothing is cut."""
+    is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return shutil.get_terminal_size().columns if is_known else None
 
 
 def cell(value: Any) -> str:

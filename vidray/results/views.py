@@ -58,6 +58,7 @@ NAMES = (
     "embeddings",
     "runs",
     "verdicts",
+    "profiles",
 )
 """What can be asked for."""
 
