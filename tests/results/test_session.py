@@ -357,3 +357,17 @@ def test_a_part_that_goes_away_meanwhile_is_named(memory_folder):
         Store(output).delete(part_path("r3", 0))
         with pytest.raises(RunError, match=r"run=r3/part-00000.parquet is gone"):
             session.run("SELECT count(label) FROM all_attempts")
+
+
+def test_scans_of_one_query_do_not_take_each_others_footers(tmp_path):
+    """Otherwise the process dies of it, here in each of six tries."""
+    output = write(tmp_path, *(night(1, (str(number), "1", "ok", 1)) for number in range(9)))
+    joined = "FROM predictions a JOIN predictions b USING (uri) JOIN predictions c USING (uri) WHERE a.uri = 'x'"
+    script = f"""
+from vidray.results.session import Session
+with Session({output!r}) as session:
+    for _ in range(60):
+        session.run("SELECT a.uri {joined}")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

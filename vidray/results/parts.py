@@ -57,10 +57,14 @@ class Parts:
 
 
 class _Dataset(ds.FileSystemDataset):
-    """Scanned without keeping the footers of its files, of which a year of nights has 6 GB."""
+    """Scanned without keeping the footers of its files, of which a year of nights has 6 GB. Each scan has fragments of
+    its own: one that forgets a footer takes it from others that read the same fragment, and the process dies (PyArrow
+    26, ``ParquetFileFragment::ClearCachedMetadata``)."""
 
     def scanner(self, **options: Any) -> _Scanner:
-        return _Scanner(super().scanner(**{"cache_metadata": False, "fragment_readahead": _READAHEAD} | options))
+        fragments = _fragments(self.format, self.files, self.filesystem)
+        own = ds.FileSystemDataset(fragments, self.schema, self.format, self.filesystem)
+        return _Scanner(own.scanner(**{"cache_metadata": False, "fragment_readahead": _READAHEAD} | options))
 
 
 class _Scanner:
@@ -76,8 +80,11 @@ class _Scanner:
 
 def _dataset(paths: Sequence[str], schema: pa.Schema, filesystem: pafs.FileSystem) -> ds.Dataset:
     parquet = ds.ParquetFileFormat()
-    fragments = [parquet.make_fragment(path, filesystem=filesystem) for path in paths]
-    return _Dataset(fragments, schema, parquet, filesystem)
+    return _Dataset(_fragments(parquet, paths, filesystem), schema, parquet, filesystem)
+
+
+def _fragments(parquet: ds.FileFormat, paths: Iterable[str], filesystem: pafs.FileSystem) -> list[ds.Fragment]:
+    return [parquet.make_fragment(path, filesystem=filesystem) for path in paths]
 
 
 def _unfinished(store: Store) -> str:
