@@ -43,7 +43,7 @@ ORDER = {
     ],
     "sandbox": ["landlock", "seccomp", "confinement", "protocol", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "card", "write", "convert", "new"],
-    "pages": ["words", "blocks", "page", "charts", "strips"],
+    "pages": ["words", "blocks", "page", "charts", "strips", "shown", "terminal", "picture"],
     "scoring": [
         *("config", "output", "history", "accounting", "plan", "collector", "timing", "monitored", "summary"),
         *("verdict",),
@@ -77,7 +77,7 @@ ORDER = {
     "results": [
         *("merged", "read", "compact", "verify", "similar", "moments", "detection", "evaluation"),
         *("parts", "runs", "changes", "run_rows", "profile", "views", "session", "table", "formats", "ddl"),
-        *("examples", "overview", "query", "comparison", "compare"),
+        *("examples", "overview", "query", "comparison", "compare", "show"),
         *("advice", "report_run", "report_found", "report_change", "report"),
     ],
     "cli": ["help", "completion", "demo", "preview", "main"],

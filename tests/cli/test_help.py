@@ -20,6 +20,7 @@ from vidray.results.compare import CompareConfig
 from vidray.results.moments import ExportConfig
 from vidray.results.query import QueryConfig
 from vidray.results.report import ReportConfig
+from vidray.results.show import ShowConfig
 from vidray.results.similar import SimilarConfig
 from vidray.results.verify import VerifyConfig
 from vidray.scoring.config import ScoreConfig
@@ -34,6 +35,7 @@ COMMANDS = {
     "similar": SimilarConfig,
     "compare": CompareConfig,
     "report": ReportConfig,
+    "show": ShowConfig,
     "preview": PreviewConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
@@ -55,6 +57,7 @@ def test_help_fits_the_screen_and_names_every_flag(command, columns, monkeypatch
         "convert": {"--source", "--output", "--variant"},
         "query": {"--sql"},
         "compare": {"--runs"},
+        "show": {"--video"},
         "new": {"--family", "--variant", "--folder"},
     }.get(command, set())
     for flag in known_flags(COMMANDS[command]).keys() - positional:

@@ -172,3 +172,12 @@ def test_a_model_with_classes_takes_none_and_x_clip_is_not_trained(model, videos
         assert cli([*command, "--source", str(classes), "--model", str(model)]) == 2
         assert "has no classes of its own" in capsys.readouterr().err
     assert "id2label" not in json.loads((model / "config.json").read_text())
+
+
+def test_one_video_is_shown_with_labels_too(model, videos, capsys) -> None:
+    flags = ["show", str(videos[0]), "--model", str(model)]
+    assert cli(flags) == 2
+    assert "--labels" in capsys.readouterr().err
+    assert cli([*flags, "--labels", ";".join(LABELS), "--top-k", "3"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n{label} " in text for label in LABELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,13 @@ def read_labels(path: Path) -> list[str]:
     if not labels or "" in labels or doubles:
         raise UsageError(f"--labels {path}: needs one name per line, each once and none empty; doubles: {doubles}")
     return labels
+
+
+def parse_labels(text: str) -> list[str]:
+    """Labels with semicolons between, or the lines of a file; raises as `read_labels`."""
+    if ";" not in text and os.path.exists(text):
+        return read_labels(Path(text))
+    return [label.strip() for label in text.split(";")]
 
 
 def _movinet(conversion: ConvertMoViNet, labels: list[str] | None) -> tuple[Any, ViewConfig]:

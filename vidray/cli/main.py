@@ -38,6 +38,7 @@ commands:
   similar     list the videos most like one of them, or pairs that are nearly the same, by their embeddings
   compare     print what changed from one run of score to another; an exit code for what is too much
   report      write a page on a run of score, or on a training, as one HTML file
+  show        show one video in the terminal or as a picture, and what a model makes of it
   preview     show the clips that training or validation would see, as a contact sheet or an animation
   train       fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
   evaluate    evaluate a checkpoint on labelled videos
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "similar": similar,
         "compare": compare,
         "report": report,
+        "show": show,
         "train": train,
         "evaluate": evaluate,
         "preview": preview,
@@ -211,6 +213,17 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def show(arguments: list[str]) -> int:
+    """``vidray show``."""
+    from vidray.results.show import ShowConfig, following
+    from vidray.results.show import show as show_video
+
+    config = parse(ShowConfig, arguments, prog="vidray show")
+    show_video(config)
+    print(f"next: {following(config)}")
+    return 0
+
+
 def preview(arguments: list[str]) -> int:
     """``vidray preview``."""
     from vidray.cli.preview import PreviewConfig, run_preview
@@ -306,6 +319,7 @@ def completion(arguments: list[str]) -> int:
     from vidray.results.moments import ExportConfig
     from vidray.results.query import QueryConfig
     from vidray.results.report import ReportConfig
+    from vidray.results.show import ShowConfig
     from vidray.results.similar import SimilarConfig
     from vidray.results.verify import VerifyConfig
     from vidray.training.config import EvaluateConfig, TrainConfig
@@ -318,7 +332,7 @@ def completion(arguments: list[str]) -> int:
         raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")
     configs = {
         **{"score": ScoreConfig, "verify": VerifyConfig, "query": QueryConfig, "similar": SimilarConfig},
-        **{"compact": CompactConfig, "compare": CompareConfig, "report": ReportConfig},
+        **{"compact": CompactConfig, "compare": CompareConfig, "report": ReportConfig, "show": ShowConfig},
         **{"train": TrainConfig, "evaluate": EvaluateConfig},
         **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
         **{"export": ExportConfig, "demo": DemoConfig, "completion": None},

@@ -9,7 +9,6 @@ Pixels are shown before they are normalised.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import tyro
 
 from vidray.checkpoints.checkpoint import read_checkpoint
 from vidray.errors import UsageError, VideoError
+from vidray.pages.picture import encoded, new_picture, write_text
 from vidray.sandbox.sandbox import Sandbox
 from vidray.sources.labels import load_labelled
 from vidray.sources.rows import time_range_of, video_of
@@ -40,7 +40,6 @@ MAX_COLUMNS = 8
 """Frames per row of a contact sheet, and clips per row of an animation."""
 _GAP = 4
 _CAPTION_HEIGHT = 14
-_GROUND, _INK = (24, 24, 24), (230, 230, 230)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +201,7 @@ def contact_sheet(clips: Sequence[Shown], *, view: ViewConfig) -> bytes:
         for column, time in enumerate(times.tolist()):
             if clip.frames is not None:
                 _paste(sheet, clip.frames[time], row=row, column=column, size=view.size)
-    return _encoded(sheet, format="PNG")
+    return encoded(sheet, format="PNG")
 
 
 def animation(clips: Sequence[Shown], *, view: ViewConfig) -> bytes:
@@ -211,7 +210,7 @@ def animation(clips: Sequence[Shown], *, view: ViewConfig) -> bytes:
     pictures = [_animation_frame(clips, time, columns, view.size) for time in range(view.num_frames)]
     seconds = float(view.clip_seconds) if view.span == "stride" else 1.0
     milliseconds = max(20, round(1000 * seconds / view.num_frames))
-    return _encoded(pictures[0], format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
+    return encoded(pictures[0], format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0)
 
 
 def _animation_frame(clips: Sequence[Shown], time: int, columns: int, size: int) -> Image.Image:
@@ -225,11 +224,7 @@ def _animation_frame(clips: Sequence[Shown], time: int, columns: int, size: int)
 
 
 def _canvas(*, columns: int, rows: int, size: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    from PIL import Image, ImageDraw
-
-    width = columns * (size + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, rows * (size + _GAP + _CAPTION_HEIGHT) + _GAP), _GROUND)
-    return sheet, ImageDraw.Draw(sheet)
+    return new_picture(columns * (size + _GAP) + _GAP, rows * (size + _GAP + _CAPTION_HEIGHT) + _GAP)
 
 
 def _corner(row: int, column: int, size: int) -> tuple[int, int]:
@@ -245,15 +240,4 @@ def _paste(sheet: Image.Image, frame_HWC: np.ndarray, *, row: int, column: int, 
 
 
 def _write_caption(draw: ImageDraw.ImageDraw, text: str, *, row: int, column: int = 0, size: int, width: int) -> None:
-    from PIL import ImageFont
-
-    font = ImageFont.load_default(10)
-    while text and font.getlength(text) > width:
-        text = text[:-1]
-    draw.text(_corner(row, column, size), text, fill=_INK, font=font)
-
-
-def _encoded(picture: Image.Image, **options: Any) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, **options)
-    return file.getvalue()
+    write_text(draw, text, _corner(row, column, size), size=10, width=width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from vidray.pages.blocks import Strip
 from vidray.pages.words import seconds
 from vidray.sandbox.sandbox import Sandbox
 from vidray.storage.fetch import fetch
-from vidray.types import WHOLE_FILE, Limits, TimeRange, VideoInfo, VideoRef, ViewConfig
+from vidray.types import WHOLE_FILE, ClipSpan, Limits, TimeRange, VideoInfo, VideoRef, ViewConfig
+from vidray.video.sampling import pts_bounds, spans_within, spread_spans, subsample_indices
 
 NUM_FRAMES = 6
 _HEIGHT = 90
@@ -22,13 +24,13 @@ _WIDEST = 3.0
 """Greatest width of a frame by its height, or height by width: a picture of one line is no reason for a wide page."""
 LIMITS = Limits(max_object_bytes=1024**3, decode_timeout_seconds=20.0, fetch_deadline_seconds=10.0)
 """Of a video that is shown: a report waits for nothing long."""
-_VIEW = ViewConfig(num_frames=NUM_FRAMES, size=144, span="full", num_clips=1, squeeze=True)
-"""The whole video and the whole picture, which `decode_strip` stretches to its shape again."""
+_WHOLE_VIDEO = ViewConfig(num_frames=1, size=1, span="full", num_clips=1)
 
 
-def strip_sandbox() -> Sandbox:
-    """What decodes for `decode_strip`."""
-    return Sandbox(view=_VIEW, limits=LIMITS)
+def strip_sandbox(*, num_frames: int = NUM_FRAMES, size: int = 144, limits: Limits = LIMITS) -> Sandbox:
+    """What decodes for `decode_strip`: the whole video and the whole picture, which is stretched to its shape again."""
+    view = ViewConfig(num_frames=num_frames, size=size, span="full", num_clips=1, squeeze=True)
+    return Sandbox(view=view, limits=limits)
 
 
 def decode_strip(video: VideoRef, sandbox: Sandbox, *, time_range: TimeRange = WHOLE_FILE) -> Strip:
@@ -41,9 +43,8 @@ def decode_strip(video: VideoRef, sandbox: Sandbox, *, time_range: TimeRange = W
         views_VTHWC, info = sandbox.decode(fetch(video, limits=LIMITS), time_range=time_range)
     except VideoError as error:
         return Strip(problem=f"no frames: {error.status} ({error.message})")
-    end = time_range.end_seconds if time_range.end_seconds is not None else info.duration_seconds
-    times = frame_times(time_range.start_seconds, end, info.fps, num_frames=NUM_FRAMES)
-    return make_strip(views_VTHWC[0], times, aspect=_aspect(info))
+    (span,) = clip_spans(info, time_range=time_range) or (None,)
+    return make_strip(views_VTHWC[0], frame_times(span, info.fps, num_frames=NUM_FRAMES), aspect=shown_aspect(info))
 
 
 def make_strip(frames_THWC: np.ndarray, times: Sequence[float], *, aspect: float = 1.0, height: int = _HEIGHT) -> Strip:
@@ -57,11 +58,37 @@ def make_strip(frames_THWC: np.ndarray, times: Sequence[float], *, aspect: float
     return Strip(frames=[jpeg(frame, size=size) for frame in frames_THWC], times=[seconds(time) for time in times])
 
 
-def frame_times(start: float, end: float | None, fps: float | None, *, num_frames: int) -> list[float]:
-    """When evenly spaced frames of a span are shown, the first and the last of it included; [] if that is not known."""
-    if end is None or not fps:
+def clip_spans(
+    info: VideoInfo, *, view: ViewConfig = _WHOLE_VIDEO, time_range: TimeRange = WHOLE_FILE
+) -> list[ClipSpan]:
+    """When a video's clips are, in the file; [] if it does not say how long it is.
+
+    Args:
+        view: of the clips. Default: one clip, the whole video.
+        time_range: what of the file counts as the video.
+    """
+    if info.duration_seconds is None:
         return []
-    return [float(time) for time in np.linspace(start, max(start, end - 1 / fps), num_frames)]
+    start, end = _exact(time_range.start_seconds), _exact(info.duration_seconds)
+    if time_range.end_seconds is not None:
+        end = min(_exact(time_range.end_seconds), end)
+    return spans_within(spread_spans(duration_seconds=end - start, view=view), start) if end > start else []
+
+
+def frame_times(span: ClipSpan | None, fps: float | None, *, num_frames: int) -> list[float]:
+    """When the frames of a clip are shown that a model sees, in seconds, in a video with a constant frame rate; [] if
+    that is not known."""
+    if span is None or not fps:
+        return []
+    frame_seconds = 1 / Fraction(fps).limit_denominator(1001)
+    first, stop = pts_bounds(span.start_seconds, span.end_seconds, time_base=frame_seconds, start_pts=0)
+    numbers = first + subsample_indices(max(stop - first, 1), num_frames)
+    return [float(number * frame_seconds) for number in numbers.tolist()]
+
+
+def _exact(seconds: float) -> Fraction:
+    """The fraction that was meant."""
+    return Fraction(seconds).limit_denominator(1_000_000)
 
 
 def jpeg(frame_HWC: np.ndarray, *, size: tuple[int, int]) -> str:
@@ -85,7 +112,8 @@ def shade(shares: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _aspect(info: VideoInfo) -> float:
+def shown_aspect(info: VideoInfo) -> float:
+    """Width of a picture by its height, as a player shows it, within bounds; 1 if that is not known."""
     if not info.width or not info.height:
         return 1.0
     aspect = info.width * (info.sample_aspect_ratio or 1.0) / info.height

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Self
 
@@ -16,13 +17,25 @@ from vidray.sandbox.sandbox import Sandbox
 from vidray.scoring.config import Device, Precision
 from vidray.scoring.predictor import Predictor
 from vidray.storage.fetch import fetch
-from vidray.types import Limits, Scores, VideoRef
+from vidray.types import WHOLE_FILE, Limits, Scores, TimeRange, VideoInfo, VideoRef
 from vidray.video.views import views_of_frames
 
 Answer = list[dict[str, Any]]
 """The best labels of a video, best first: ``[{"score": 0.93, "label": "archery"}, …]``."""
 
 _VIDEOS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What a model saw of a video, and made of it."""
+
+    views: np.ndarray
+    """(V, T, H, W, C) uint8, all crops of the first clip first."""
+    info: VideoInfo
+    answer: Answer
+    view_answers: list[Answer]
+    """(V,) by each view alone."""
 
 
 class Classifier:
@@ -104,6 +117,22 @@ class Classifier:
             answers += [_answer(scores) for scores in self._predictor.predict(views)]
         return answers[0] if is_one else answers
 
+    def look(self, video: str | os.PathLike[str] | bytes, *, time_range: TimeRange = WHOLE_FILE) -> Look:
+        """The answer to one video, and what led to it.
+
+        Args:
+            video: a path or URI, or the bytes of a file.
+            time_range: what of the file counts as the video.
+
+        Raises:
+            VideoError, RunError: as a call.
+        """
+        views_VTHWC, info = self._decode(video, time_range)
+        (scores,) = self._predictor.predict([views_VTHWC])
+        answer = _answer(scores)
+        view_answers = [_answer(one) for one in self._predictor.score_each_view(scores)]
+        return Look(views=views_VTHWC, info=info, answer=answer, view_answers=view_answers)
+
     def close(self) -> None:
         """End the decoding process. The next call starts another."""
         self._sandbox.close()
@@ -115,11 +144,14 @@ class Classifier:
         self.close()
 
     def _views_of(self, video: Any, fps: Fraction) -> np.ndarray:
+        if isinstance(video, str | os.PathLike | bytes | bytearray | memoryview):
+            return self._decode(video, WHOLE_FILE)[0]
+        return views_of_frames(np.asarray(video), fps=fps, view=self.view)
+
+    def _decode(self, video: Any, time_range: TimeRange) -> tuple[np.ndarray, VideoInfo]:
         if isinstance(video, str | os.PathLike):
             video = fetch(VideoRef(uri=os.fspath(video)), limits=self._limits)
-        if isinstance(video, bytes | bytearray | memoryview):
-            return self._sandbox.decode(bytes(video))[0]
-        return views_of_frames(np.asarray(video), fps=fps, view=self.view)
+        return self._sandbox.decode(bytes(video), time_range=time_range)
 
 
 def _answer(scores: Scores) -> Answer:

@@ -10,17 +10,15 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidray.checkpoints.checkpoint import read_checkpoint, require_labels, result_key, with_labels
-from vidray.checkpoints.convert import read_labels
+from vidray.checkpoints.convert import parse_labels
 from vidray.errors import RunError, UsageError
 from vidray.models.families import require_stream
 from vidray.progress import Progress, format_bytes, format_seconds
@@ -63,7 +61,7 @@ class ScoreJob:
         self.store = Store(config.output, conditional=not config.allow_unconditional_store)
         self.checkpoint = read_checkpoint(config.model)
         if config.labels is not None:
-            self.checkpoint = with_labels(self.checkpoint, _labels(config.labels), prompt=config.prompt)
+            self.checkpoint = with_labels(self.checkpoint, parse_labels(config.labels), prompt=config.prompt)
         require_labels(self.checkpoint)
         if config.streaming:
             require_stream(self.checkpoint.family, self.checkpoint.config)
@@ -320,13 +318,6 @@ class ScoreJob:
             return "no finished run of this model and views to estimate the time from"
         created_at, rate = max(rates)
         return f"about {format_seconds(num_videos / rate)} at the {rate:.1f} videos/s of the run of {created_at}"
-
-
-def _labels(text: str) -> list[str]:
-    """Labels with semicolons between, or the lines of a file."""
-    if ";" not in text and os.path.exists(text):
-        return read_labels(Path(text))
-    return [label.strip() for label in text.split(";")]
 
 
 def _lost_rows(rows: pa.Table, runner: Runner) -> pa.Table:

@@ -131,6 +131,11 @@ class Predictor:
         # Outside the handler, so that the failed batch's memory is free again.
         return [self.predict([array])[0] for array in views]
 
+    def score_each_view(self, scores: Scores) -> list[Scores]:
+        """What a video's scores would be by each of its views alone."""
+        assert scores.logits is not None
+        return [self._score(_Found(logits_1C, None)) for logits_1C in torch.from_numpy(scores.logits).split(1)]
+
     def _check(self, array: np.ndarray) -> None:
         expected = self.view.views_shape[1:]
         if array.dtype != np.uint8 or array.ndim != 5 or array.shape[1:] != expected or len(array) == 0:

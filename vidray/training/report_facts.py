@@ -4,21 +4,18 @@ so that the page can be made again where neither the videos nor the network are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from vidray.errors import VideoError
 from vidray.pages.blocks import Strip
-from vidray.pages.strips import frame_times, make_strip
+from vidray.pages.strips import clip_spans, frame_times, make_strip
 from vidray.sandbox.sandbox import Sandbox
 from vidray.sources.rows import time_range_of, video_of
 from vidray.storage.fetch import fetch
 from vidray.training.evaluate import EvalResults, EvalSpec, video_scores
 from vidray.training.metrics import NUM_BINS
-from vidray.types import VideoInfo
-from vidray.video.sampling import spread_spans
 
 NUM_MISTAKES = 12
 NUM_FRAMES = 6
@@ -111,19 +108,10 @@ def _strip(values: dict[str, Any], spec: EvalSpec, sandbox: Sandbox) -> tuple[St
     except VideoError as error:  # it was there a moment ago; a picture is no reason to lose a finished run
         return Strip(problem=f"no frames: {error.status} ({error.message})"), None
     view = len(views_VTHWC) // 2
-    clip = _clip_times(view // spec.view.num_crops, info, time_range.start_seconds, time_range.end_seconds, spec)
+    spans = clip_spans(info, view=spec.view, time_range=time_range)
+    span = spans[view // spec.view.num_crops] if spans else None
     num_frames = len(views_VTHWC[view])
     chosen = np.linspace(0, num_frames - 1, min(NUM_FRAMES, num_frames)).round().astype(int)
-    times = frame_times(clip[0], clip[1], info.fps, num_frames=num_frames) if clip else []
-    return make_strip(views_VTHWC[view][chosen], [times[at] for at in chosen] if times else []), clip
-
-
-def _clip_times(number: int, info: VideoInfo, start: float, end: float | None, spec: EvalSpec) -> list[float] | None:
-    """[start, end] of a clip in the file, in seconds; None if the file does not say how long it is."""
-    if info.duration_seconds is None:
-        return None
-    duration = min(end or info.duration_seconds, info.duration_seconds) - start
-    if duration <= 0:
-        return None
-    span = spread_spans(duration_seconds=Fraction(duration), view=spec.view)[number]
-    return [start + float(span.start_seconds), start + float(span.end_seconds)]
+    times = frame_times(span, info.fps, num_frames=num_frames)
+    strip = make_strip(views_VTHWC[view][chosen], [times[at] for at in chosen] if times else [])
+    return strip, [float(span.start_seconds), float(span.end_seconds)] if span else None
