@@ -11,9 +11,11 @@ import yaml
 
 from vidray.checkpoints.new import NewConfig
 from vidray.cli.main import parse
+from vidray.results.compare import CompareConfig
 from vidray.results.moments import ExportConfig
 from vidray.results.query import QueryConfig
 from vidray.results.report import ReportConfig
+from vidray.results.show import ShowConfig
 from vidray.results.similar import SimilarConfig
 from vidray.scoring.config import ScoreConfig
 from vidray.training.config import EvaluateConfig, TrainConfig
@@ -46,10 +48,10 @@ def test_links_and_flags_in_the_docs_exist(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert ((ROOT / page).parent / target).exists(), target
     configs = (ScoreConfig, TrainConfig, EvaluateConfig, NewConfig)
-    configs = (*configs, ExportConfig, SimilarConfig, QueryConfig, ReportConfig)
+    configs = (*configs, ExportConfig, SimilarConfig, QueryConfig, ReportConfig, CompareConfig, ShowConfig)
     fields = [*(name for config in configs for name in config.__dataclass_fields__), *limit_names()]
     flags = {name.replace("_", "-") for name in fields}
-    others = {"working-dir", "help", "address", "no-frames"}
+    others = {"working-dir", "help", "address", "no-frames", "no-profile"}
     for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text):
         assert flag in flags | others, f"--{flag}"
 

@@ -14,6 +14,7 @@ import vidray
 from vidray.checkpoints.checkpoint import result_key
 from vidray.pages.page import render
 from vidray.results.compact import CompactConfig, compact
+from vidray.results.comparison import compare_runs, write_profile
 from vidray.results.report import scoring_page
 from vidray.results.run_rows import ended_runs
 from vidray.results.verify import VerifyConfig, verify
@@ -64,3 +65,6 @@ def test_its_nights_are_checked_merged_and_reported(output) -> None:
     counts = {"listed": "5", "done before": "3", "scored": "2", "failed": "0", "deferred": "0", "given up": "0"}
     assert figures == counts
     assert "not recorded" in render(page)
+    found = compare_runs(output)
+    assert write_profile(found)
+    assert [(one.num_before, one.num_after) for one in found.changes if one.name == "status"] == [(4, 2)]

@@ -44,7 +44,8 @@ _CAPTION_HEIGHT = 14
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig:
-    """Show the clips that a model will see, after sampling and augmentation, as a contact sheet or an animation."""
+    """Show the clips that a model will see, after sampling and augmentation, as a contact sheet or an animation.
+    (vidray show is for one video, and what a model makes of it.)"""
 
     source: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
     """Labelled videos, as for train; repeat the flag for several."""
