@@ -12,7 +12,7 @@ from vidray.pages.words import seconds, short, visible
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
-GROUND, INK = (24, 24, 24), (230, 230, 230)
+_GROUND, _INK = (24, 24, 24), (230, 230, 230)
 _SOFT, _ACCENT = (150, 150, 150), (92, 148, 240)
 _MARGIN, _GAP = 16, 6
 _FRAME_HEIGHT = 144
@@ -28,7 +28,7 @@ def new_picture(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDr
     """An empty one, and what draws on it."""
     from PIL import Image, ImageDraw
 
-    picture = Image.new("RGB", (width, height), GROUND)
+    picture = Image.new("RGB", (width, height), _GROUND)
     return picture, ImageDraw.Draw(picture)
 
 
@@ -39,7 +39,7 @@ def write_text(
     *,
     size: int,
     width: int,
-    fill: tuple[int, int, int] = INK,
+    fill: tuple[int, int, int] = _INK,
 ) -> None:
     """Words from a corner (x, y) on, cut at the right where they would be wider than ``width`` pixels."""
     letters, text = _font(size), short(visible(text), _MAX_TEXT)
@@ -102,7 +102,7 @@ class _Sheet:
     def space(self) -> None:
         self.y += _MARGIN
 
-    def write(self, text: str, *, size: int, fill: tuple[int, int, int] = INK) -> None:
+    def write(self, text: str, *, size: int, fill: tuple[int, int, int] = _INK) -> None:
         self._put(text, _MARGIN, size=size, width=self.picture.width - 2 * _MARGIN, fill=fill)
         self.y += round(size * _LINE)
 
@@ -130,5 +130,5 @@ class _Sheet:
         for line in scores.lines:
             self.write(line, size=13)
 
-    def _put(self, text: str, x: int, *, size: int, width: int, fill: tuple[int, int, int] = INK) -> None:
+    def _put(self, text: str, x: int, *, size: int, width: int, fill: tuple[int, int, int] = _INK) -> None:
         write_text(self._draw, text, (x, self.y), size=size, width=width, fill=fill)

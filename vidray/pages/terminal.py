@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
@@ -41,7 +42,7 @@ def _clip(clip: ShownClip, aspect: float, width: int, *, has_colours: bool) -> l
     frames = some_frames(clip, most)
     times = [seconds(time) for _, time in frames if time is not None]
     if not has_colours:
-        return [_plain(clip.title, width), f"frames at {', '.join(times)}" if times else ""]
+        return [_plain(clip.title, width), textwrap.fill(f"frames at {', '.join(times)}", width) if times else ""]
     wide = max(1, min(_MAX_FRAME_WIDTH, (width + 1) // len(frames) - 1))
     pictures = [half_blocks(frame, width=wide, aspect=aspect) for frame, _ in frames]
     rows = [" ".join(row) for row in zip(*pictures, strict=True)]
@@ -65,7 +66,7 @@ def _line(upper: Sequence[Sequence[int]], lower: Sequence[Sequence[int]]) -> str
 def _scores(scores: ShownScores, width: int) -> list[str]:
     labels = [_plain(label, _MAX_LABEL) for label, _ in scores.top_k]
     wide = max(map(len, labels), default=0)
-    longest = min(_MAX_BAR, max(width - wide - len("  0.00"), 1))
+    longest = min(_MAX_BAR, max(width - wide - len(" 0.00 "), 1))
     bars = [round(longest * min(max(score, 0.0), 1.0)) for _, score in scores.top_k]
     lines = [
         f"{label:<{wide}} {score:.2f} {'█' * bar}".rstrip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from vidray.pages.terminal import format_video, shows_colours
 from vidray.pages.words import file_name, seconds
 from vidray.progress import format_bytes
 from vidray.results.session import Session
+from vidray.results.table import screen_width
 from vidray.results.views import literal
 from vidray.sources.rows import time_range_of
 from vidray.storage.fetch import fetch
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _SIZE = 288
 """Pixels of a frame's sides where no model says what it sees: twice the height that is drawn."""
+_LIMITS = Limits(fetch_deadline_seconds=30.0)
+"""Somebody waits."""
 _PIPED_WIDTH = 100
 _MAX_WINDOWS = 12
 
@@ -84,8 +86,7 @@ def show(config: ShowConfig) -> None:
         if video.clips and sys.stdout.isatty() and not has_colours:
             note = "vidray: this terminal does not say that it shows 24-bit colours; --to FILE.png draws the frames"
             print(note, file=sys.stderr)
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPED_WIDTH
-        print(format_video(video, width=width, has_colours=has_colours))
+        print(format_video(video, width=screen_width() or _PIPED_WIDTH, has_colours=has_colours))
         return
     store, name = file_place(config.to)
     store.overwrite(name, video_picture(video))
@@ -113,7 +114,7 @@ def look_at(config: ShowConfig) -> ShownVideo:
 def _decoded(config: ShowConfig, row: dict[str, Any] | None, name: str, scores: list[ShownScores]) -> ShownVideo:
     time_range = time_range_of(row or {})
     version = VideoRef(uri=config.video, etag=row["etag"] if row else None)
-    data = fetch(version, limits=Limits())
+    data = fetch(version, limits=_LIMITS)
     if config.model is None:
         clip, info = _whole_video(data, time_range)
         clips, aspect = [clip], shown_aspect(info)
@@ -124,7 +125,7 @@ def _decoded(config: ShowConfig, row: dict[str, Any] | None, name: str, scores: 
 
 
 def _whole_video(data: bytes, time_range: TimeRange) -> tuple[ShownClip, VideoInfo]:
-    with strip_sandbox(num_frames=MAX_FRAMES, size=_SIZE, limits=Limits()) as sandbox:
+    with strip_sandbox(num_frames=MAX_FRAMES, size=_SIZE, limits=_LIMITS) as sandbox:
         views_VTHWC, info = sandbox.decode(data, time_range=time_range)
     spans = clip_spans(info, time_range=time_range)
     times = frame_times(spans[0] if spans else None, info.fps, num_frames=MAX_FRAMES)
