@@ -20,7 +20,7 @@ class TooManyFailuresError(Exception):
 
 
 class TooMuchChangedError(Exception):
-    """A run differs from another by more than ``--max-drift`` or ``--max-flips`` allows. Doors exit with 4."""
+    """A run differs from another by more than ``--max-drift`` or ``--max-flips`` allows. Entry points exit with 4."""
 
 
 class Terminated(BaseException):
