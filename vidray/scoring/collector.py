@@ -6,7 +6,7 @@ Nothing is taken on trust: a runner may lose rows, double them and change their 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from vidray.scoring.output import (
     read_columns,
     with_spans,
 )
-from vidray.scoring.plan import kept_columns
+from vidray.scoring.plan import kept_columns, rows_of_shard
 from vidray.sources.rows import SPAN
 from vidray.storage.store import Store
 from vidray.types import Status
@@ -52,14 +52,21 @@ class Collector:
         constants: dict[str, Any],
         before_seal: Callable[[], None] = lambda: None,
     ) -> None:
-        """``constants``: columns that say the same in every row of the run. ``before_seal`` may refuse by raising."""
+        """
+        Args:
+            plan: rows in the order of their numbers.
+            constants: columns that say the same in every row of the run.
+            before_seal: may refuse by raising.
+        """
         self._store = store
         self._constants = constants
         self._before_seal = before_seal
         self._plan = plan
         self._shards = shards
         self._run_id = run_id
-        self._seen = np.zeros(shards.num_rows, dtype=bool)
+        self._planned = plan[ROW].to_numpy()
+        self._seen = np.ones(shards.num_rows, dtype=bool)
+        self._seen[self._planned] = False  # a number without a row needs none
         self._pending: dict[int, list[pa.Table]] = {}
         for shard in sealed:
             start, stop = shards.bounds(shard)
@@ -68,16 +75,20 @@ class Collector:
     @property
     def num_planned(self) -> int:
         """Rows that there will be."""
-        return len(self._seen)
+        return len(self._planned)
 
     @property
     def num_rows(self) -> int:
         """Rows that are there, sealed or waiting for their shard to be whole."""
-        return int(self._seen.sum())
+        return int(self._seen[self._planned].sum())
 
     def missing_rows(self) -> np.ndarray:
-        """(N,) int64: the plan's rows that have not come yet, in order."""
+        """(N,) int64: the numbers of the plan's rows that have not come yet, in order."""
         return np.flatnonzero(~self._seen)
+
+    def planned(self, numbers: np.ndarray | Sequence[int]) -> pa.Table:
+        """The plan's rows of these numbers."""
+        return self._plan.take(pa.array(np.searchsorted(self._planned, numbers)))
 
     def add(self, table: pa.Table) -> list[pa.Table]:
         """Take rows (PREDICTION_SCHEMA and ``row``); seal what became whole.
@@ -106,14 +117,14 @@ class Collector:
         if not self._seen[start:stop].all():
             return
         table = pa.concat_tables(self._pending.pop(shard)).sort_by(ROW)
-        if table[ROW].to_pylist() != list(range(start, stop)):
+        planned = rows_of_shard(self._plan, self._shards, shard)
+        if table[ROW].to_pylist() != planned[ROW].to_pylist():
             raise RunError(
                 f"shard {shard} should hold rows {start} to {stop - 1}, but does not: this is a bug of vidray"
             )
         for name, value in self._constants.items():
             scalar = pa.scalar(value, PREDICTION_SCHEMA.field(name).type)
             table = table.append_column(name, pa.repeat(scalar, table.num_rows))
-        planned = self._plan.slice(start, stop - start)
         video_attempts = count_video_attempts(table["status"], planned["video_attempts"])
         table = table.append_column("video_attempts", video_attempts)
         for name in SPAN:

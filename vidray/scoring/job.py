@@ -251,10 +251,10 @@ class ScoreJob:
 
     def _collect(self, plan: Plan, collector: Collector, times: StageTimes, runner: Runner) -> None:
         """Ask for rows until all are there. What was lost is asked for again by itself, and given up in the end."""
-        losses, alone, rows = LossCounter(), False, plan.rows.select(PLAN_SCHEMA.names)
+        losses, alone = LossCounter(), False
         while len(missing := collector.missing_rows()):
             self.progress.stage("starting the workers")
-            tables = runner.run(rows.take(pa.array(missing)), alone=alone)
+            tables = runner.run(collector.planned(missing).select(PLAN_SCHEMA.names), alone=alone)
             with contextlib.closing(tables):
                 for table in tables:
                     self._add(table, collector, times)
@@ -266,7 +266,7 @@ class ScoreJob:
                 )
             given_up = losses.add(lost)
             if given_up:
-                self._add(_lost_rows(plan.rows.take(pa.array(given_up)), runner), collector, times)
+                self._add(_lost_rows(collector.planned(given_up), runner), collector, times)
             alone = True
 
     def _add(self, table: pa.Table, collector: Collector, times: StageTimes) -> None:

@@ -71,6 +71,8 @@ class RunHeader:
     num_given_up: int = 0
     files_left: dict[str, int] = field(default_factory=dict)
     """Files in the folders that do not count as videos, by extension."""
+    num_forgotten: int = 0
+    """Planned rows that `vidray forget` has taken out since: the others keep their numbers."""
     limit: int | None = None
     """How many videos were tried out of all that are listed; None: all."""
     precision: str = "fp32"
@@ -101,7 +103,7 @@ def config_id(source: tuple[str, ...], result_key: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run and the rows it has to score (PLAN_SCHEMA)."""
+    """A run and the rows it has to score (PLAN_SCHEMA), in the order of their numbers, of which some may be gone."""
 
     header: RunHeader
     rows: pa.Table
@@ -110,7 +112,18 @@ class Plan:
     @property
     def shards(self) -> Shards:
         """How the rows fall into parts."""
-        return Shards(num_rows=self.rows.num_rows, rows_per_part=self.header.rows_per_part)
+        num_rows = self.rows.num_rows + self.header.num_forgotten
+        return Shards(num_rows=num_rows, rows_per_part=self.header.rows_per_part)
+
+    def rows_of(self, shard: int) -> pa.Table:
+        """Its rows of the plan."""
+        return rows_of_shard(self.rows, self.shards, shard)
+
+
+def rows_of_shard(rows: pa.Table, shards: Shards, shard: int) -> pa.Table:
+    """Those of a plan's rows (sorted by ``row``) whose numbers fall into a shard."""
+    start, stop = np.searchsorted(rows[output.ROW].to_numpy(), shards.bounds(shard))
+    return rows.slice(start, stop - start)
 
 
 def find_resumable(store: Store, *, source: tuple[str, ...], result_key: str, run_id: str | None) -> Plan | None:

@@ -98,6 +98,19 @@ class Store:
         self.delete(path)
         self.create(path, data)
 
+    def replace(self, path: str, data: bytes) -> None:
+        """Writes an object in the place of one that is there: at any moment a reader finds the one or the other, whole.
+
+        Raises RunError if the store failed. For who holds the lease: nothing keeps a second writer away.
+        """
+        unconditional = copy.copy(self)
+        unconditional._conditional = False
+        try:
+            full, uri = self._full(path), self.uri_for(path)
+            with_retries(lambda: unconditional._create(full, data), what=uri, deadline=self._deadline())
+        except Exception as error:
+            raise_run_error(error, f"cannot replace {self.uri_for(path)}")
+
     def read(self, path: str) -> bytes:
         """The whole object.
 
