@@ -78,9 +78,9 @@ ORDER = {
         *("merged", "read", "compact", "verify", "similar", "moments", "detection", "evaluation"),
         *("parts", "runs", "changes", "run_rows", "profile", "views", "session", "table", "formats", "ddl"),
         *("examples", "overview", "query", "comparison", "compare", "show"),
-        *("advice", "report_run", "report_found", "report_change", "report"),
+        *("advice", "report_run", "report_found", "report_change", "report", "status"),
     ],
-    "cli": ["help", "completion", "demo", "preview", "main"],
+    "cli": ["help", "parsing", "completion", "demo", "preview", "main"],
 }
 """The order within a package: a module imports only from those before it."""
 
@@ -193,6 +193,7 @@ def test_training_and_scoring_never_import_each_other():
     [
         ("vidray.cli.main", {"torch", "transformers", "ray", "av", "duckdb"}),
         ("vidray.scoring.job", {"torch", "transformers", "ray"}),
+        ("vidray.results.status", {"torch", "transformers", "ray", "av"}),
         ("vidray.scoring.stages", {"torch", "transformers", "ray", "av"}),
         ("vidray.scoring.stream_stage", {"torch", "transformers", "ray", "av"}),
         ("vidray.sandbox.child", {"torch", "transformers", "ray", "pyarrow", "duckdb"}),

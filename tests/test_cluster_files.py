@@ -17,6 +17,7 @@ from vidray.results.query import QueryConfig
 from vidray.results.report import ReportConfig
 from vidray.results.show import ShowConfig
 from vidray.results.similar import SimilarConfig
+from vidray.results.status import StatusConfig
 from vidray.scoring.config import ScoreConfig
 from vidray.training.config import EvaluateConfig, TrainConfig
 
@@ -49,6 +50,7 @@ def test_links_and_flags_in_the_docs_exist(page):
         assert ((ROOT / page).parent / target).exists(), target
     configs = (ScoreConfig, TrainConfig, EvaluateConfig, NewConfig)
     configs = (*configs, ExportConfig, SimilarConfig, QueryConfig, ReportConfig, CompareConfig, ShowConfig)
+    configs = (*configs, StatusConfig)
     fields = [*(name for config in configs for name in config.__dataclass_fields__), *limit_names()]
     flags = {name.replace("_", "-") for name in fields}
     others = {"working-dir", "help", "address", "no-frames", "no-profile"}

@@ -61,6 +61,12 @@ def require_deadline(seconds: float) -> None:
     require(0 <= seconds < math.inf, "--store-deadline-seconds", seconds, "a number of seconds, at least 0")
 
 
+def parse_age(text: str) -> float | None:
+    """``"26h"`` → seconds; units are s, m, h and d. None if it is not of that form."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else None
+
+
 def parse_views(text: str) -> tuple[int, int] | None:
     """``"5x3"`` → (5 clips, 3 crops); None if it is not of that form."""
     match = re.fullmatch(r"([1-9]\d{0,2})x([13])", text.strip())

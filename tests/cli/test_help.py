@@ -22,6 +22,7 @@ from vidray.results.query import QueryConfig
 from vidray.results.report import ReportConfig
 from vidray.results.show import ShowConfig
 from vidray.results.similar import SimilarConfig
+from vidray.results.status import StatusConfig
 from vidray.results.verify import VerifyConfig
 from vidray.scoring.config import ScoreConfig
 from vidray.training.config import EvaluateConfig, TrainConfig
@@ -35,6 +36,7 @@ COMMANDS = {
     "similar": SimilarConfig,
     "compare": CompareConfig,
     "report": ReportConfig,
+    "status": StatusConfig,
     "show": ShowConfig,
     "preview": PreviewConfig,
     "train": TrainConfig,

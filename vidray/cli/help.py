@@ -43,6 +43,10 @@ EXAMPLES = {
         "vidray report --output s3://bucket/scores/ --to report.html",
         "vidray report --model my-model --to training.html",
     ),
+    "status": (
+        "vidray status --output s3://bucket/scores/",
+        "vidray status --output s3://bucket/scores/ --max-age 26h --json",
+    ),
     "show": (
         "vidray show clip.mp4 --model MCG-NJU/videomae-base-finetuned-kinetics --to clip.png",
         "vidray show s3://bucket/videos/a.mp4 --output s3://bucket/scores/",

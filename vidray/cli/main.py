@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import inspect
 import select
@@ -10,17 +9,11 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
-import tyro
-import yaml
 
 from vidray import __version__
-from vidray.api import prepare_process
+from vidray.cli.parsing import parse
 from vidray.cpu_tuning import use_one_arena
 from vidray.errors import RunError, Terminated, TooManyFailuresError, TooMuchChangedError, UsageError, exit_code
-from vidray.flags import check_flags, config_file_arguments, flag_name, known_flags, with_known_spelling
 from vidray.progress import Progress
 from vidray.scoring.config import ScoreConfig
 from vidray.storage import redaction, retry
@@ -38,6 +31,7 @@ commands:
   similar     list the videos most like one of them, or pairs that are nearly the same, by their embeddings
   compare     print what changed from one run of score to another; an exit code for what is too much
   report      write a page on a run of score, or on a training, as one HTML file
+  status      say who works on an output now and how the last nights ended; an exit code for a monitor
   show        show one video in the terminal or as a picture, and what a model makes of it
   preview     show the clips that training or validation would see, as a contact sheet or an animation
   train       fine-tune a model on labelled videos, data-parallel, resumable: a checkpoint that score can use
@@ -65,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "similar": similar,
         "compare": compare,
         "report": report,
+        "status": status,
         "show": show,
         "train": train,
         "evaluate": evaluate,
@@ -213,6 +208,16 @@ def report(arguments: list[str]) -> int:
     return 0
 
 
+def status(arguments: list[str]) -> int:
+    """``vidray status``."""
+    from vidray.results.status import StatusConfig, format_status, read_status
+
+    config = parse(StatusConfig, arguments, prog="vidray status")
+    told = read_status(config)
+    print(told.to_json() if config.json else format_status(told))
+    return told.exit_code
+
+
 def show(arguments: list[str]) -> int:
     """``vidray show``."""
     from vidray.results.show import ShowConfig, following
@@ -257,10 +262,6 @@ def evaluate(arguments: list[str]) -> int:
     run_evaluation(config, log=log)
     log(f"next: vidray score --source VIDEOS --model {config.model} --output SCORES")
     return 0
-
-
-def _warn(text: str) -> None:
-    print(f"vidray: {text}", file=sys.stderr, flush=True)
 
 
 def demo(arguments: list[str]) -> int:
@@ -321,6 +322,7 @@ def completion(arguments: list[str]) -> int:
     from vidray.results.report import ReportConfig
     from vidray.results.show import ShowConfig
     from vidray.results.similar import SimilarConfig
+    from vidray.results.status import StatusConfig
     from vidray.results.verify import VerifyConfig
     from vidray.training.config import EvaluateConfig, TrainConfig
 
@@ -333,52 +335,13 @@ def completion(arguments: list[str]) -> int:
     configs = {
         **{"score": ScoreConfig, "verify": VerifyConfig, "query": QueryConfig, "similar": SimilarConfig},
         **{"compact": CompactConfig, "compare": CompareConfig, "report": ReportConfig, "show": ShowConfig},
+        **{"status": StatusConfig},
         **{"train": TrainConfig, "evaluate": EvaluateConfig},
         **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
         **{"export": ExportConfig, "demo": DemoConfig, "completion": None},
     }
     print(completion_script(shell, configs), end="")
     return 0
-
-
-def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
-    """A typed config from flags and, with ``--config FILE``, from a YAML file. Flags win over the file.
-
-    Raises UsageError for a file that cannot be read, and for flags that are not known; exits with 2 for others that
-    will not do.
-    """
-    if "-h" in arguments or "--help" in arguments:
-        from vidray.cli.help import command_help
-
-        print(command_help(prog.removeprefix("vidray "), config_class))
-        raise SystemExit(0)
-    flags = known_flags(config_class)
-    from_file, places = _config_file(arguments)
-    check_flags(from_file, flags, prog=prog, places=places)
-    check_flags(arguments, flags, prog=prog)
-    args = with_known_spelling(from_file + arguments, flags)
-    config = tyro.cli(config_class, prog=prog, config=(tyro.conf.OmitArgPrefixes,), args=args)
-    prepare_process(config, on_wait=_warn)
-    return config
-
-
-def _config_file(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The flags that a config file stands for, and where in it each stands."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config")
-    path = finder.parse_known_args(arguments)[0].config
-    if path is None:
-        return [], {}
-    try:
-        text = Path(path).read_text()
-        values, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"--config {path}: got {type(values).__name__}, allowed is a mapping of flag names to values")
-    given = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
-    places = {flag_name(str(key.value)): f"{path}, line {key.start_mark.line + 1}: " for key, _ in tree.value}
-    return config_file_arguments(values, given=given), places
 
 
 if __name__ == "__main__":

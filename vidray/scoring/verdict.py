@@ -25,11 +25,15 @@ from vidray.storage.redaction import redact
 from vidray.storage.store import Store
 
 FOLDER = "_verdicts"
+OUTPUT_IN_USE = 5
+"""The exit code of a command that found another run at work. It says nothing of the night."""
 _OUTCOMES = {
     0: "success",
     1: "failed",
     2: "usage_error",
     3: "too_many_failures",
+    4: "too_much_changed",
+    5: "output_in_use",
     130: "interrupted",
     143: "interrupted",
 }

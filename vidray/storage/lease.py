@@ -9,6 +9,7 @@ The number is the fencing token. Expiry is judged by the waiter's own clock (the
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import socket
@@ -39,6 +40,46 @@ class _Entry:
     holder: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Holder:
+    """Who works on an output, as its lease tells."""
+
+    host: str
+    pid: int
+    since: datetime.datetime | None
+    """When it took the output, by its own clock; None: a version that did not record it."""
+    renewed_at: datetime.datetime | None
+    """Its last sign of life, by its own clock; None as above."""
+
+    def silent_seconds(self, now: datetime.datetime) -> float | None:
+        """Since its last sign of life, at least 0; None: not recorded. As exact as the two clocks are equal."""
+        return None if self.renewed_at is None else max(0.0, (now - self.renewed_at).total_seconds())
+
+
+def read_holder(store: Store) -> Holder | None:
+    """Who holds an output; None if nobody does, or a process of this machine that is certainly dead.
+
+    A process of another machine that died is found out by its silence: longer than ``TTL_SECONDS``.
+
+    Raises:
+        RunError: the lease is damaged, or the store failed.
+    """
+    newest = _newest(store)
+    if newest is None or newest.holder.get("released"):
+        return None
+    try:
+        if _is_free(newest):
+            return None
+        since, renewed_at = (_time(newest.holder.get(name)) for name in ("since", "time"))
+        return Holder(host=newest.holder["host"], pid=newest.holder["pid"], since=since, renewed_at=renewed_at)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{store.uri_for(_path(newest.number))} cannot be read: it is no lease") from error
+
+
+def _time(text: str | None) -> datetime.datetime | None:
+    return None if text is None else datetime.datetime.fromisoformat(text)
+
+
 class Lease:
     """Holds an output until it is released or its process dies."""
 
@@ -50,6 +91,7 @@ class Lease:
         self._id = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._number = 0
+        self._since = ""
         self._renewed_at = 0.0
         self._lost: str | None = None
         self._stop = threading.Event()
@@ -103,8 +145,11 @@ class Lease:
             raise RunError(f"another run took {self._store.uri} at the same moment; run the command again")
 
     def _take(self, number: int, store: Store, **extra: Any) -> bool:
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._since = self._since or time
+        holder = _this_process() | {"id": self._id, "since": self._since, "time": time}
         try:
-            store.create(_path(number), json.dumps(_this_process() | {"id": self._id} | extra).encode())
+            store.create(_path(number), json.dumps(holder | extra).encode())
         except FileExistsError:
             if _read(store, number).get("id") != self._id:  # else ours: the acknowledgement was lost
                 return False
@@ -157,7 +202,7 @@ def _newest(store: Store) -> _Entry | None:
 
 
 def _read(store: Store, number: int) -> dict[str, Any]:
-    return json.loads(store.read(_path(number)))
+    return store.read_json(_path(number))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
