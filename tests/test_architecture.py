@@ -80,7 +80,7 @@ ORDER = {
         *("examples", "overview", "query", "comparison", "compare", "show"),
         *("advice", "report_run", "report_found", "report_change", "report", "status"),
     ],
-    "cli": ["help", "parsing", "completion", "demo", "preview", "main"],
+    "cli": ["help", "parsing", "verdict_line", "completion", "demo", "preview", "main"],
 }
 """The order within a package: a module imports only from those before it."""
 

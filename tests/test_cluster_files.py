@@ -42,7 +42,8 @@ def test_the_ray_cluster_has_its_head_among_its_node_types():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/design.md", "docs/output.md", "docs/preprocessing.md", "docs/training.md"]
+    "page",
+    ["README.md", "docs/design.md", "docs/operate.md", "docs/output.md", "docs/preprocessing.md", "docs/training.md"],
 )
 def test_links_and_flags_in_the_docs_exist(page):
     text = (ROOT / page).read_text()

@@ -55,6 +55,7 @@ def score(
     Raises:
         UsageError: a value will not do.
         RunError: the run could not go on; the same call goes on from there.
+        OutputInUseError: a RunError; another run works on the output, and ``wait`` is not set.
         TooManyFailuresError: all rows are written, but more videos than ``max_failure_rate`` have no scores.
     """
     from vidray.scoring.config import ScoreConfig

@@ -6,6 +6,18 @@ import signal
 
 from vidray.types import Status
 
+EXIT_CODES = {
+    0: "all is well, or there was nothing to do",
+    1: "it could not go on, and the message says why: worth a restart, the same command goes on from there",
+    2: "the command is wrong; the message says what was got and what is allowed: never restart it as it is",
+    3: "all rows are written, but more than --max-failure-rate of the videos failed or have no scores",
+    4: "all rows are written, but more changed since the last good night than --max-drift or --max-flips allows",
+    5: "another run works on this output; --wait waits for its end instead",
+    130: "Ctrl-C; nothing is broken, the same command goes on from there",
+    143: "SIGTERM; nothing is broken, the same command goes on from there",
+}
+"""What each exit code of a command means."""
+
 
 class UsageError(Exception):
     """What was asked for cannot be done as asked. Entry points print it without a traceback and exit with 2."""
@@ -13,6 +25,10 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """A run could not go on. Entry points print it without a traceback and exit with 1."""
+
+
+class OutputInUseError(RunError):
+    """Another run holds the output. Entry points exit with 5: that is no failure of the night."""
 
 
 class TooManyFailuresError(Exception):
@@ -28,8 +44,7 @@ class Terminated(BaseException):
 
 
 def exit_code(error: BaseException | None) -> int:
-    """What a command exits with: 0 without an error, 2 usage, 3 too many failures, 4 too much changed, 130 and 143
-    interrupted, else 1.
+    """What a command exits with: a key of `EXIT_CODES`.
 
     Ctrl-C and SIGTERM count also where something broke on the way out, as Ray's connections may.
     """
@@ -40,12 +55,16 @@ def exit_code(error: BaseException | None) -> int:
         if isinstance(link, Terminated):
             return 128 + signal.SIGTERM
         link = link.__context__
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
     if isinstance(error, UsageError):
         return 2
     if isinstance(error, TooManyFailuresError):
         return 3
     if isinstance(error, TooMuchChangedError):
         return 4
+    if isinstance(error, OutputInUseError):
+        return 5
     return 0 if error is None else 1
 
 

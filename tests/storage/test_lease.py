@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from vidray.errors import RunError
+from vidray.errors import OutputInUseError
 from vidray.storage.lease import Lease, LeaseLostError
 from vidray.storage.store import Store
 
@@ -48,10 +48,32 @@ def test_a_released_lease_is_free_at_once(store):
 def test_a_lease_that_is_renewed_is_refused_to_others(store):
     with (
         Lease(store, ttl_seconds=1.2).held(),
-        pytest.raises(RunError, match="another run is working"),
+        pytest.raises(OutputInUseError, match="another run is working"),
         Lease(store, ttl_seconds=1.2).held(),
     ):
         pytest.fail("two hold the lease")
+
+
+def test_whoever_waits_gets_the_output_when_its_holder_ends_and_is_told_once_whom_it_waits_for(store):
+    told: list[str] = []
+    holders: list[str] = []
+    first = Lease(store, ttl_seconds=1.2)
+
+    def wait() -> None:
+        with Lease(store, ttl_seconds=1.2).held(on_wait=told.append):
+            holders.append("second")
+
+    with first.held():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        renewed, deadline = first.token + 12, time.monotonic() + 30
+        while first.token < renewed and time.monotonic() < deadline:
+            time.sleep(0.05)
+        holders.append("first")
+    thread.join(timeout=30)
+    assert holders == ["first", "second"]
+    (line,) = told
+    assert f"process {os.getpid()}" in line
 
 
 def test_a_killed_driver_of_this_machine_does_not_make_the_next_wait(store):
@@ -105,7 +127,7 @@ def test_of_many_that_come_together_one_holds_the_lease(store):
                 most.append(len(holders))
                 time.sleep(0.3)
                 holders.pop()
-        except RunError as error:
+        except OutputInUseError as error:
             refused.append(str(error))
 
     threads = [threading.Thread(target=come) for _ in range(6)]
@@ -130,7 +152,7 @@ def test_the_chain_of_lease_objects_stays_short(store):
 
 def test_a_guard_lets_its_own_run_write_also_after_a_long_pause_that_nobody_used(store):
     lease = Lease(store, ttl_seconds=0.1)
-    lease._acquire()  # and never renewed
+    lease._acquire(None)  # and never renewed
     guard = pickle.loads(pickle.dumps(lease.guard()))
     time.sleep(0.3)  # past its expiry
     guard.check()

@@ -14,6 +14,7 @@ from typing import Any
 
 import tyro
 
+from vidray.errors import EXIT_CODES
 from vidray.flags import choices_of, flag_name
 
 EXAMPLES = {
@@ -114,6 +115,9 @@ HEADINGS: dict[str, dict[str, str]] = {
 """Of each config: the field at which a heading begins."""
 
 _MAX_WIDTH = 100
+_WITH_EXIT_CODES = {"score", "status"}
+"""Commands that a scheduler or a monitor calls."""
+_CODE_COLUMN = 7
 _COLUMN = 26
 """Where the explanations begin."""
 _NAMES = {int: "INT", float: "NUMBER", str: "TEXT"}
@@ -130,7 +134,14 @@ def command_help(command: str, config_class: Any) -> str:
         if name:
             lines += ["", *_wrap(f"vidray {command} {name}: {inspect.getdoc(choice)}", width)]
         lines += _sections(choice, width)
+    if command in _WITH_EXIT_CODES:
+        lines += ["", "exit codes:", *(line for code in EXIT_CODES for line in _exit_code(code, width))]
     return "\n".join(lines)
+
+
+def _exit_code(code: int, width: int) -> Iterator[str]:
+    for number, line in enumerate(_wrap(EXIT_CODES[code], width - _CODE_COLUMN)):
+        yield f"{f'  {code}' if number == 0 else '':{_CODE_COLUMN}}{line}"
 
 
 def _choices(config_class: Any) -> list[tuple[str, Any]]:

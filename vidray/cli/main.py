@@ -12,12 +12,22 @@ from collections.abc import Callable, Sequence
 
 from vidray import __version__
 from vidray.cli.parsing import parse
+from vidray.cli.verdict_line import verdict_printed
 from vidray.cpu_tuning import use_one_arena
-from vidray.errors import RunError, Terminated, TooManyFailuresError, TooMuchChangedError, UsageError, exit_code
+from vidray.errors import (
+    EXIT_CODES,
+    RunError,
+    Terminated,
+    TooManyFailuresError,
+    TooMuchChangedError,
+    UsageError,
+    exit_code,
+)
 from vidray.progress import Progress
 from vidray.scoring.config import ScoreConfig
 from vidray.storage import redaction, retry
 
+_EXIT_CODES = "\n".join(f"  {code:<11} {meaning}" for code, meaning in EXIT_CODES.items())
 _USAGE = f"""vidray {__version__}: fine-tune video classifiers, and score buckets of videos into Parquet
 
 usage: vidray COMMAND [OPTIONS]
@@ -42,13 +52,15 @@ commands:
   demo        make videos, train a small model on them, score others, and query the result
   completion  print a script for a shell: source <(vidray completion bash)
 
+exit codes:
+{_EXIT_CODES}
+
 vidray COMMAND --help explains a command.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0 good, 1 failed, 2 usage, 3 too many failures, 4 too much changed,
-    130 interrupted."""
+    """Run a command. Returns the exit code, of those in `EXIT_CODES`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "score": score,
@@ -116,21 +128,21 @@ def _reader_is_gone() -> bool:
 
 def score(arguments: list[str]) -> int:
     """``vidray score``."""
-    config = parse(ScoreConfig, arguments, prog="vidray score")
-    use_one_arena()  # before there are threads
-    from vidray.scoring.job import ScoreJob
+    with verdict_printed() as ended:
+        config = parse(ScoreConfig, arguments, prog="vidray score")
+        use_one_arena()  # before there are threads
+        from vidray.scoring.job import ScoreJob
 
-    job = ScoreJob(config)
-    retry.configure(on_wait=job.progress.say)
-    if config.dry_run:
-        print(job.dry_run())
-        return 0
-    try:
-        job.run()
-        job.progress.say(f"next: vidray query --output {shlex.quote(job.store.uri)}")
-    finally:
-        if job.verdict is not None:
-            print(job.verdict.to_json(), flush=True)
+        job = ScoreJob(config)
+        retry.configure(on_wait=job.progress.say)
+        if config.dry_run:
+            print(job.dry_run())
+            return 0
+        try:
+            job.run()
+            job.progress.say(f"next: vidray query --output {shlex.quote(job.store.uri)}")
+        finally:
+            ended(job.verdict)
     return 0
 
 

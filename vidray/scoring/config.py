@@ -130,6 +130,8 @@ class ScoreConfig:
     count in the nights to come. Default: all."""
     dry_run: bool = False
     """Say what a run would do, and do nothing."""
+    wait: bool = False
+    """Where another run works on the output, wait for its end. Without it the command exits with code 5."""
     allow_unconditional_store: bool = False
     """Accept an output store without conditional writes. Then only the lease keeps two runs apart."""
     secret_parameters: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown_as("NAME")] = ()

@@ -74,12 +74,14 @@ class ScoreJob:
     def run(self) -> list[dict[str, Any]]:
         """Finish what was begun, then score what is new. Returns the summaries of the runs worked on.
 
-        Raises UsageError, RunError, or TooManyFailuresError when all is written but too many videos have no scores.
+        Raises UsageError, RunError, OutputInUseError while another run is at work, or TooManyFailuresError when all is
+        written but too many videos have no scores.
         """
         if not self.config.allow_unconditional_store:
             self.store.probe()
         try:
-            with contextlib.closing(self._make_runner()) as runner, Lease(self.store).held() as lease:
+            on_wait = self.progress.say if self.config.wait else None
+            with contextlib.closing(self._make_runner()) as runner, Lease(self.store).held(on_wait=on_wait) as lease:
                 self._settle(runner)
                 for plan in self._plans():
                     self._tally.summaries.append(self._execute(plan, lease, runner))

@@ -16,12 +16,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidray.errors import RunError
+from vidray.errors import OutputInUseError, RunError
 from vidray.storage.store import Store
 
 TTL_SECONDS = 60.0
@@ -92,6 +92,7 @@ class Lease:
         self._lock = threading.Lock()
         self._number = 0
         self._since = ""
+        self._waits_for: str | None = None
         self._renewed_at = 0.0
         self._lost: str | None = None
         self._stop = threading.Event()
@@ -103,9 +104,17 @@ class Lease:
         return self._number
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[Lease]:
-        """Acquire, renew in the background, release."""
-        self._acquire()
+    def held(self, *, on_wait: Callable[[str], None] | None = None) -> Iterator[Lease]:
+        """Acquire, renew in the background, release.
+
+        Args:
+            on_wait: gets a line if another run is at work, and its end is waited for; None: it is not.
+
+        Raises:
+            OutputInUseError: another run is at work.
+        """
+        while not self._acquire(on_wait):
+            pass
         self._thread = threading.Thread(target=self._renew_until_stopped, name="vidray-lease", daemon=True)
         self._thread.start()
         try:
@@ -128,7 +137,8 @@ class Lease:
         if self._lost is not None:
             raise LeaseLostError(f"the lease on {self._store.uri} was taken over: {self._lost}")
 
-    def _acquire(self) -> None:
+    def _acquire(self, on_wait: Callable[[str], None] | None) -> bool:
+        """False: another one that waited was quicker."""
         newest, seen_at = _newest(self._store), _now()
         while newest is not None and not _is_free(newest):
             if _now() - seen_at > self._ttl_seconds:
@@ -136,13 +146,18 @@ class Lease:
             self._stop.wait(min(1.0, self._ttl_seconds / 20))
             again = _newest(self._store)
             if again is not None and again.number != newest.number and not _is_free(again):
-                raise RunError(
-                    f"another run is working on {self._store.uri}: {_describe(again)}. "
-                    "Wait until it has ended, or stop it; two runs at once would score the same videos twice"
-                )
+                told = f"another run is working on {self._store.uri}: {_describe(again)}"
+                if on_wait is None:
+                    raise OutputInUseError(f"{told}. Wait until it has ended, or stop it")
+                if self._waits_for != again.holder.get("id"):
+                    on_wait(f"{told}; waiting for its end")
+                self._waits_for, seen_at = again.holder.get("id"), _now()
             newest = again
-        if not self._take((newest.number if newest else 0) + 1, self._store):
-            raise RunError(f"another run took {self._store.uri} at the same moment; run the command again")
+        if self._take((newest.number if newest else 0) + 1, self._store):
+            return True
+        if on_wait is None:
+            raise OutputInUseError(f"another run took {self._store.uri} at the same moment")
+        return False
 
     def _take(self, number: int, store: Store, **extra: Any) -> bool:
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
