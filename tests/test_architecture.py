@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vidray"
 
 LAYERS = [
-    ["types", "errors", "flags", "cpu_tuning", "progress", "monitoring"],
+    ["types", "errors", "flags", "cpu_tuning", "logs", "progress", "monitoring"],
     ["storage", "video", "models"],
     ["sources", "sandbox", "checkpoints", "cluster"],
     ["pages"],

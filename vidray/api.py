@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import io
+import logging
 import os
 import sys
 import typing
@@ -49,7 +50,7 @@ def score(
         source: a folder, a glob, a video or a manifest; or several.
         model: a checkpoint folder or a Hugging Face Hub id.
         output: the folder that the results go to.
-        quiet: print nothing.
+        quiet: print nothing. (Events go to the ``logging`` module either way, by loggers named ``vidray.*``.)
         options: any flag of ``vidray score``: ``views="5x3"``, ``max_failure_rate=0.1`` …
 
     Raises:
@@ -63,7 +64,7 @@ def score(
 
     config = make_config(ScoreConfig, source=source, model=model, output=output, **options)
     progress = _progress(quiet)
-    prepare_process(config, on_wait=progress.say)
+    prepare_process(config, on_wait=progress.show)
     job = ScoreJob(config, progress=progress)
     job.run()
     assert job.verdict is not None
@@ -92,7 +93,7 @@ def train(
 
     config = make_config(TrainConfig, source=source, model=model, output=output, **options)
     log = _logger(quiet)
-    prepare_process(config, on_wait=log)
+    prepare_process(config, on_wait=_show(quiet))
     return job.train(config, log=log)
 
 
@@ -110,7 +111,7 @@ def evaluate(source: Place | Sequence[Place], model: Place, *, quiet: bool = Fal
 
     config = make_config(EvaluateConfig, source=source, model=model, **options)
     log = _logger(quiet)
-    prepare_process(config, on_wait=log)
+    prepare_process(config, on_wait=_show(quiet))
     return run_evaluation(config, log=log, progress=_progress(quiet))
 
 
@@ -158,7 +159,7 @@ def make_config(config_class: type[Config], **values: Any) -> Config:
     return config_class(**values)
 
 
-_ONLY_TYPED = {"config", "dry_run"}
+_ONLY_TYPED = {"config", "dry_run", "log_format"}
 
 
 def _as_hinted(name: str, value: Any, hint: Any) -> Any:
@@ -190,5 +191,15 @@ def _progress(quiet: bool) -> Progress:
     return Progress(out=io.StringIO() if quiet else None)
 
 
-def _logger(quiet: bool) -> Callable[[str], None]:
+def _show(quiet: bool) -> Callable[[str], None]:
     return (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _logger(quiet: bool) -> Callable[[str], None]:
+    show, events = _show(quiet), logging.getLogger("vidray.training")
+
+    def log(line: str) -> None:
+        show(line)
+        events.info("%s", line)
+
+    return log

@@ -1,15 +1,21 @@
-"""How a run is going: on a terminal one bar that moves, elsewhere a plain line now and then."""
+"""How a run is going: on a terminal one bar that moves, elsewhere a plain line now and then.
+
+Each line that stays is also an event for ``logging``.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Self, TextIO
 
 from tqdm import tqdm
+
+from vidray import logs
 
 PLAIN_SECONDS = 15.0
 """How often a plain line is printed where the output is no terminal (a job's log)."""
@@ -39,18 +45,28 @@ class StepLine(str):
 
 
 class Progress:
-    """Counts videos and says how it goes. Thread-safe; prints to stderr, so that stdout stays the summary's."""
+    """Counts videos and says how it goes. Thread-safe; prints to stderr, so that stdout stays the summary's.
 
-    def __init__(self, *, out: TextIO | None = None) -> None:
-        self._out = out or sys.stderr
+    Where events are written as JSON (`logs.configure`), it prints nothing besides.
+    """
+
+    def __init__(self, *, out: TextIO | None = None, logger: str = "vidray.progress") -> None:
+        """``logger``: whose events its lines are."""
+        self._out = io.StringIO() if logs.is_json() else out or sys.stderr
+        self._logger = logging.getLogger(logger)
         self._is_live = self._out.isatty()
         self._lock = threading.Lock()
         self._stage = ""
         self._num_failed = 0
         self._bar: tqdm | None = None
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def say(self, text: str, *, level: int = logging.INFO) -> None:
+        """A line that stays, and an event."""
+        self.show(text)
+        self._logger.log(level, "%s", text)
+
+    def show(self, text: str) -> None:
+        """A line that stays, of what is an event already."""
         with self._lock:
             self._clear()
             self._stage = ""
@@ -59,7 +75,9 @@ class Progress:
     def log(self, line: str) -> None:
         """A line that stays, or a `StepLine`, which on a terminal does not."""
         if not self._is_live or not isinstance(line, StepLine):
-            self.say(str(line))
+            self.show(str(line))
+            steps = {"done": line.done, "total": line.total} if isinstance(line, StepLine) else {}
+            self._logger.info("%s", line, extra={"numbers": steps})
             return
         with self._lock:
             if self._bar is None:
@@ -72,6 +90,8 @@ class Progress:
         with self._lock:
             is_new = text.partition(":")[0] != self._stage.partition(":")[0]
             self._stage = text
+            if is_new:
+                self._logger.info("%s", text)
             if self._is_live:
                 bar = self._show(None) if self._bar is None else self._bar
                 bar.set_description_str(text if bar.total is None else f"{text} · ")
@@ -116,11 +136,17 @@ class Progress:
         """What a plain line says now."""
         return self._stage or ("" if self._bar is None else str(self._bar))
 
+    def _numbers(self) -> dict[str, int]:
+        if self._bar is None or self._bar.total is None:
+            return {}
+        return {"done": self._bar.n, "total": self._bar.total, "failed": self._num_failed}
+
     def _tick(self, stop: threading.Event) -> None:
         while not stop.wait(_LIVE_SECONDS if self._is_live else PLAIN_SECONDS):
             with self._lock:
                 if not self._is_live:
                     print(self.line(), file=self._out, flush=True)
+                    self._logger.info("%s", self.line(), extra={"numbers": self._numbers()})
                 elif self._bar is not None:
                     self._bar.refresh()
 

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from vidray import __version__
+from vidray import __version__, logs
 from vidray.cli.parsing import parse
 from vidray.cli.verdict_line import verdict_printed
 from vidray.cpu_tuning import use_one_arena
@@ -102,15 +102,24 @@ def _guarded(command: Callable[[], int]) -> int:
     except BaseException as error:
         code = exit_code(error)
         if code > 128:
-            print("vidray: interrupted; nothing is broken, the same command goes on from here", file=sys.stderr)
+            _tell("interrupted; nothing is broken, the same command goes on from here")
             return code
         if isinstance(error, UsageError | TooManyFailuresError | TooMuchChangedError | RunError):
-            print(f"vidray: {redaction.redact(str(error))}", file=sys.stderr)
+            _tell(redaction.redact(str(error)))
             return code
         if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
-            raise
+            if not logs.is_json() or isinstance(error, SystemExit):
+                raise
+            logs.ROOT.critical("%s", redaction.redact(str(error)), exc_info=error)
+            return code
         sys.stdout = sys.stderr = None
         return 1
+
+
+def _tell(text: str) -> None:
+    logs.ROOT.error("%s", text)
+    if not logs.is_json():
+        print(f"vidray: {text}", file=sys.stderr)
 
 
 def _terminate(signum: int, frame: object) -> None:
@@ -134,7 +143,7 @@ def score(arguments: list[str]) -> int:
         from vidray.scoring.job import ScoreJob
 
         job = ScoreJob(config)
-        retry.configure(on_wait=job.progress.say)
+        retry.configure(on_wait=job.progress.show)
         if config.dry_run:
             print(job.dry_run())
             return 0
@@ -259,7 +268,7 @@ def train(arguments: list[str]) -> int:
     config = parse(TrainConfig, arguments, prog="vidray train")
     from vidray.training import job
 
-    job.train(config, log=Progress(out=sys.stdout).log)
+    job.train(config, log=Progress(out=sys.stdout, logger="vidray.training").log)
     return 0
 
 
@@ -270,7 +279,7 @@ def evaluate(arguments: list[str]) -> int:
     config = parse(EvaluateConfig, arguments, prog="vidray evaluate")
     from vidray.results.evaluation import evaluate as run_evaluation
 
-    log = Progress(out=sys.stdout).log
+    log = Progress(out=sys.stdout, logger="vidray.training").log
     run_evaluation(config, log=log)
     log(f"next: vidray score --source VIDEOS --model {config.model} --output SCORES")
     return 0

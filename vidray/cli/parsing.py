@@ -10,6 +10,7 @@ from typing import Any
 import tyro
 import yaml
 
+from vidray import logs
 from vidray.api import prepare_process
 from vidray.errors import UsageError
 from vidray.flags import check_flags, config_file_arguments, flag_name, known_flags, with_known_spelling
@@ -32,6 +33,7 @@ def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
     check_flags(arguments, flags, prog=prog)
     args = with_known_spelling(from_file + arguments, flags)
     config = tyro.cli(config_class, prog=prog, config=(tyro.conf.OmitArgPrefixes,), args=args)
+    logs.configure(getattr(config, "log_format", "text"))
     prepare_process(config, on_wait=_warn)
     return config
 
@@ -56,4 +58,5 @@ def _config_file(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _warn(text: str) -> None:
-    print(f"vidray: {text}", file=sys.stderr, flush=True)
+    if not logs.is_json():
+        print(f"vidray: {text}", file=sys.stderr, flush=True)

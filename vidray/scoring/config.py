@@ -20,6 +20,7 @@ from vidray.flags import (
     require_deadline,
     shown_as,
 )
+from vidray.logs import LogFormat
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
 from vidray.types import Aggregation, DecoderName, EmbeddingKind, Limits, Span, VideoStream, ViewConfig
 
@@ -112,6 +113,9 @@ class ScoreConfig:
     stay in its caches. With --streaming or --segments: how many videos a model works on at a time. Default: 16 on a
     GPU, on a CPU two per thread."""
 
+    log_format: LogFormat = "text"
+    """What is printed on standard error: `text` for people, or for each event a line of `json` with time, level, run,
+    node and actor."""
     config: Annotated[str | None, shown_as("FILE")] = None
     """A YAML file with any of these names and their values, `source: [a, b]` for several. What is typed wins."""
     run_id: Annotated[str | None, shown_as("NAME")] = None

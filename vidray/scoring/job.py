@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vidray import logs
 from vidray.checkpoints.checkpoint import read_checkpoint, require_labels, result_key, with_labels
 from vidray.checkpoints.convert import parse_labels
 from vidray.errors import RunError, UsageError
@@ -57,7 +58,7 @@ class ScoreJob:
         self, config: ScoreConfig, *, progress: Progress | None = None, make_stages: MakeRunStages = default_stages
     ) -> None:
         self.config = config
-        self.progress = progress or Progress()
+        self.progress = progress or Progress(logger=__name__)
         self.store = Store(config.output, conditional=not config.allow_unconditional_store)
         self.checkpoint = read_checkpoint(config.model)
         if config.labels is not None:
@@ -158,6 +159,7 @@ class ScoreJob:
         )
 
     def _end(self, error: BaseException | None) -> None:
+        logs.set_run(None)
         self.verdict = self._tally.verdict(error)
         leave(self.store, self.verdict)
 
@@ -223,6 +225,7 @@ class ScoreJob:
 
     def _execute(self, plan: Plan, lease: Lease, runner: Runner) -> dict[str, Any]:
         header, times = plan.header, StageTimes()
+        logs.set_run(header.run_id)
         sealed = output.sealed_shards(self.store, header.run_id)
         collector = Collector(
             store=self.store,

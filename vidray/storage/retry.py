@@ -7,6 +7,7 @@ command line sets it, and what is told meanwhile, with `configure`.
 from __future__ import annotations
 
 import datetime
+import logging
 import random
 import threading
 import time
@@ -19,6 +20,8 @@ from vidray.storage.failures import Failure, classify, describe, is_outage, retr
 from vidray.storage.redaction import redact
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 """How long a connection may take to come about."""
@@ -38,7 +41,7 @@ class _Settings:
 
     deadline_seconds: float = STORE_DEADLINE_SECONDS
     on_wait: Callable[[str], None] | None = None
-    """Gets a line that says what is waited for."""
+    """Shows a line that says what is waited for. (It is an event, too.)"""
 
 
 _settings = _Settings()
@@ -144,13 +147,13 @@ def raise_run_error(error: Exception, doing: str) -> NoReturn:
 def _tell(what: str, error: BaseException, deadline: Deadline) -> None:
     """At most one line every SECONDS_BETWEEN_MESSAGES, from all threads together."""
     global _told_at
-    on_wait = _settings.on_wait
-    if on_wait is None:
-        return
     with _message_lock:
         now = time.monotonic()
         if now - _told_at < SECONDS_BETWEEN_MESSAGES:
             return
         _told_at = now
     until = datetime.datetime.now() + datetime.timedelta(seconds=deadline.remaining_seconds)
-    on_wait(f"waiting for {redact(what)}: {describe(error)}, trying again until {until:%H:%M:%S}")
+    text = f"waiting for {redact(what)}: {describe(error)}, trying again until {until:%H:%M:%S}"
+    _log.warning("%s", text)
+    if _settings.on_wait is not None:
+        _settings.on_wait(text)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vidray.flags import VIEW_FLAGS, flag_name, override_view, parse_views, require, require_deadline, shown_as
+from vidray.logs import LogFormat
 from vidray.storage.redaction import public_uri
 from vidray.storage.retry import STORE_DEADLINE_SECONDS
 from vidray.types import Aggregation, DecoderName, Limits, Span, VideoStream, ViewConfig
@@ -241,6 +242,8 @@ class TrainConfig:
     """How many seconds to go on trying when a store does not answer, before the command gives up."""
     max_failure_rate: float = 0.05
     """Stop with exit code 3 when more than this share of the videos turn out bad."""
+    log_format: LogFormat = "text"
+    """What is printed of how it goes: `text` for people, or for each event a line of `json` on standard error."""
     config: str | None = None
     """A YAML file with any of these names and their values. What is typed wins."""
 
@@ -301,7 +304,7 @@ _MAY_DIFFER_ON_RESUME = frozenset(
     {
         *("output", "config", "recipe", "workers", "micro_batch_size", "threads", "max_restarts", "decoders"),
         *("ray_address", "wait_for_nodes", "save_every_steps", "keep_states", "restart_from", "log_every_steps"),
-        *("log_to", "push_to_hub", "store_deadline_seconds", "secret_parameters"),
+        *("log_to", "log_format", "push_to_hub", "store_deadline_seconds", "secret_parameters"),
         *("max_failure_rate", "limits", "compile", "gradient_checkpointing", "device", "precision", "deterministic"),
     }
 )
@@ -360,6 +363,8 @@ class EvaluateConfig:
     """How many seconds to go on trying when a store does not answer, before the command gives up."""
     max_failure_rate: float = 0.05
     """Exit with code 3 if more than this share of the videos cannot be decoded."""
+    log_format: LogFormat = "text"
+    """What is printed of how it goes: `text` for people, or for each event a line of `json` on standard error."""
     config: str | None = None
     """A YAML file with any of these names and their values. What is typed wins."""
 
