@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vidray"
 LAYERS = [
     ["types", "errors", "flags", "cpu_tuning", "logs", "progress", "monitoring"],
     ["storage", "video", "models"],
-    ["sources", "sandbox", "checkpoints", "cluster"],
+    ["sources", "sandbox", "checkpoints", "cluster", "webhook"],
     ["pages"],
     ["scoring", "training"],
     ["results"],
@@ -46,7 +46,7 @@ ORDER = {
     "pages": ["words", "blocks", "page", "charts", "strips", "shown", "terminal", "picture"],
     "scoring": [
         *("config", "output", "history", "accounting", "plan", "collector", "timing", "monitored", "summary"),
-        *("verdict",),
+        *("verdict", "notify"),
         *("staging", "predictor", "classifier", "stages", "batching", "stream_predictor"),
         *("segment_predictor", "stream_stage", "runners", "stage_specs", "job"),
     ],

@@ -159,7 +159,7 @@ def make_config(config_class: type[Config], **values: Any) -> Config:
     return config_class(**values)
 
 
-_ONLY_TYPED = {"config", "dry_run", "log_format"}
+_ONLY_TYPED = {"config", "dry_run", "log_format", "notify", "notify_text"}
 
 
 def _as_hinted(name: str, value: Any, hint: Any) -> Any:

@@ -84,7 +84,7 @@ HEADINGS: dict[str, dict[str, str]] = {
         "top_k": "What is kept of a video",
         "streaming": "Long videos, and when something happens in them",
         "device": "The model",
-        "log_format": "The run",
+        "notify": "The run",
         "rows_per_part": "How the work is divided",
         "limits": "What one video may cost",
     },

@@ -137,8 +137,9 @@ def _reader_is_gone() -> bool:
 
 def score(arguments: list[str]) -> int:
     """``vidray score``."""
-    with verdict_printed() as ended:
+    with verdict_printed() as ending:
         config = parse(ScoreConfig, arguments, prog="vidray score")
+        ending.config = None if config.dry_run else config
         use_one_arena()  # before there are threads
         from vidray.scoring.job import ScoreJob
 
@@ -151,7 +152,7 @@ def score(arguments: list[str]) -> int:
             job.run()
             job.progress.say(f"next: vidray query --output {shlex.quote(job.store.uri)}")
         finally:
-            ended(job.verdict)
+            ending.verdict = job.verdict
     return 0
 
 

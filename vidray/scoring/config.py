@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vidray import webhook
 from vidray.errors import UsageError
 from vidray.flags import (
     VIEW_FLAGS,
@@ -113,6 +114,11 @@ class ScoreConfig:
     stay in its caches. With --streaming or --segments: how many videos a model works on at a time. Default: 16 on a
     GPU, on a CPU two per thread."""
 
+    notify: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, shown_as("URL|$NAME")] = ()
+    """A webhook of Slack, Teams or any other that takes JSON, to be told how the command ended; or the environment
+    variable that holds it, since such a URL is a secret. May be repeated. A failure of it changes nothing else."""
+    notify_text: Annotated[str, shown_as("TEXT")] = webhook.DEFAULT_TEXT
+    """What it is told, with names like {outcome}, {message}, {num_failed}, {report} in braces."""
     log_format: LogFormat = "text"
     """What is printed on standard error: `text` for people, or for each event a line of `json` with time, level, run,
     node and actor."""
@@ -186,6 +192,7 @@ class ScoreConfig:
             value = getattr(self, flag)
             require(value is None or value >= 1, flag_name(flag), value, "at least 1")
         require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")
+        webhook.check(self.notify, self.notify_text)
         require(self.wait_for_nodes >= 0, "--wait-for-nodes", self.wait_for_nodes, "at least 0")
         require_deadline(self.store_deadline_seconds)
         stall = self.stall_timeout_seconds

@@ -61,6 +61,8 @@ class Verdict:
     deferred: Untried = field(default_factory=Untried)
     given_up: Untried = field(default_factory=Untried)
     max_failure_rate: float = 0.0
+    report: str | None = None
+    """URI of the page on the last run, if one was written."""
     limit: int | None = None
     """With ``--limit``: the command tried some videos, and says nothing of a night. The counts are of these."""
 
