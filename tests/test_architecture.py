@@ -78,7 +78,7 @@ ORDER = {
         *("merged", "read", "compact", "verify", "similar", "moments", "detection", "evaluation"),
         *("parts", "runs", "changes", "run_rows", "profile", "views", "session", "table", "formats", "ddl"),
         *("examples", "overview", "query", "comparison", "compare", "show"),
-        *("advice", "report_run", "report_found", "report_change", "report", "status"),
+        *("advice", "report_run", "report_found", "report_change", "report", "status", "nightly"),
     ],
     "cli": ["help", "parsing", "verdict_line", "completion", "demo", "preview", "main"],
 }

@@ -13,6 +13,7 @@ from vidray.checkpoints.new import NewConfig
 from vidray.cli.main import parse
 from vidray.results.compare import CompareConfig
 from vidray.results.moments import ExportConfig
+from vidray.results.nightly import NightlyConfig
 from vidray.results.query import QueryConfig
 from vidray.results.report import ReportConfig
 from vidray.results.show import ShowConfig
@@ -51,7 +52,7 @@ def test_links_and_flags_in_the_docs_exist(page):
         assert ((ROOT / page).parent / target).exists(), target
     configs = (ScoreConfig, TrainConfig, EvaluateConfig, NewConfig)
     configs = (*configs, ExportConfig, SimilarConfig, QueryConfig, ReportConfig, CompareConfig, ShowConfig)
-    configs = (*configs, StatusConfig)
+    configs = (*configs, StatusConfig, NightlyConfig)
     fields = [*(name for config in configs for name in config.__dataclass_fields__), *limit_names()]
     flags = {name.replace("_", "-") for name in fields}
     others = {"working-dir", "help", "address", "no-frames", "no-profile"}

@@ -18,6 +18,7 @@ from vidray.models.catalogue import ModelsConfig
 from vidray.results.compact import CompactConfig
 from vidray.results.compare import CompareConfig
 from vidray.results.moments import ExportConfig
+from vidray.results.nightly import NightlyConfig
 from vidray.results.query import QueryConfig
 from vidray.results.report import ReportConfig
 from vidray.results.show import ShowConfig
@@ -29,6 +30,7 @@ from vidray.training.config import EvaluateConfig, TrainConfig
 
 COMMANDS = {
     "score": ScoreConfig,
+    "nightly": NightlyConfig,
     "verify": VerifyConfig,
     "query": QueryConfig,
     "compact": CompactConfig,

@@ -22,6 +22,10 @@ EXAMPLES = {
         "vidray score --source s3://bucket/videos/ --model s3://bucket/models/ucf101 --output s3://bucket/scores/",
         "vidray score --config nightly.yaml --dry-run",
     ),
+    "nightly": (
+        "vidray nightly --config nightly.yaml --max-drift 0.2 --notify '$SLACK_WEBHOOK'",
+        "vidray nightly --source s3://bucket/videos/ --model s3://bucket/models/ucf101 --output s3://bucket/scores/",
+    ),
     "verify": ("vidray verify --output scores", "vidray verify --output s3://bucket/scores/"),
     "query": (
         "vidray query --output s3://bucket/scores/",
@@ -112,10 +116,11 @@ HEADINGS: dict[str, dict[str, str]] = {
         "limits": "What one video may cost",
     },
 }
+HEADINGS["NightlyConfig"] = HEADINGS["ScoreConfig"] | {"max_drift": "After scoring"}
 """Of each config: the field at which a heading begins."""
 
 _MAX_WIDTH = 100
-_WITH_EXIT_CODES = {"score", "status"}
+_WITH_EXIT_CODES = {"score", "nightly", "status"}
 """Commands that a scheduler or a monitor calls."""
 _CODE_COLUMN = 7
 _COLUMN = 26
@@ -206,9 +211,10 @@ def _default(item: dataclasses.Field[Any], text: str) -> str:
 
 def _docstrings(config_class: Any) -> dict[str, str]:
     """The string below each field."""
+    bases = [base for base in config_class.__bases__ if dataclasses.is_dataclass(base)]
+    texts: dict[str, str] = {name: text for base in bases for name, text in _docstrings(base).items()}
     tree = ast.parse(textwrap.dedent(inspect.getsource(config_class)))
     body = typing.cast(ast.ClassDef, tree.body[0]).body
-    texts: dict[str, str] = {}
     for before, after in itertools.pairwise(body):
         if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name):
             is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)

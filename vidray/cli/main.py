@@ -9,10 +9,11 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vidray import __version__, logs
 from vidray.cli.parsing import parse
-from vidray.cli.verdict_line import verdict_printed
+from vidray.cli.verdict_line import Ending, verdict_printed
 from vidray.cpu_tuning import use_one_arena
 from vidray.errors import (
     EXIT_CODES,
@@ -27,6 +28,9 @@ from vidray.progress import Progress
 from vidray.scoring.config import ScoreConfig
 from vidray.storage import redaction, retry
 
+if TYPE_CHECKING:
+    from vidray.scoring.job import ScoreJob
+
 _EXIT_CODES = "\n".join(f"  {code:<11} {meaning}" for code, meaning in EXIT_CODES.items())
 _USAGE = f"""vidray {__version__}: fine-tune video classifiers, and score buckets of videos into Parquet
 
@@ -34,6 +38,7 @@ usage: vidray COMMAND [OPTIONS]
 
 commands:
   score       score every video of the sources: one row per video, resumable, only what is new
+  nightly     a whole night for a scheduler: score, compare with the last good run, a page on it, tell webhooks
   verify      check an output: parts against plans and keys, row by row
   query       ask an output in SQL; without SQL an overview: videos, labels, failures, nights
   compact     copy many small parts into few files, which make queries of a year of nights quick
@@ -64,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], int]] = {
         "score": score,
+        "nightly": nightly,
         "verify": verify,
         "query": query,
         "compact": compact,
@@ -138,22 +144,42 @@ def _reader_is_gone() -> bool:
 def score(arguments: list[str]) -> int:
     """``vidray score``."""
     with verdict_printed() as ending:
-        config = parse(ScoreConfig, arguments, prog="vidray score")
-        ending.config = None if config.dry_run else config
-        use_one_arena()  # before there are threads
+        config = _parse_night(ScoreConfig, arguments, "vidray score", ending)
         from vidray.scoring.job import ScoreJob
 
         job = ScoreJob(config)
-        retry.configure(on_wait=job.progress.show)
-        if config.dry_run:
-            print(job.dry_run())
-            return 0
-        try:
-            job.run()
-            job.progress.say(f"next: vidray query --output {shlex.quote(job.store.uri)}")
-        finally:
-            ending.verdict = job.verdict
+        _run_night(job, job.run, config, ending)
     return 0
+
+
+def nightly(arguments: list[str]) -> int:
+    """``vidray nightly``."""
+    with verdict_printed() as ending:
+        from vidray.results.nightly import Nightly, NightlyConfig
+
+        config = _parse_night(NightlyConfig, arguments, "vidray nightly", ending)
+        night = Nightly(config)
+        _run_night(night.job, night.run, config, ending)
+    return 0
+
+
+def _parse_night(config_class: Any, arguments: list[str], prog: str, ending: Ending) -> Any:
+    config = parse(config_class, arguments, prog=prog)
+    ending.config = None if config.dry_run else config
+    use_one_arena()  # before there are threads
+    return config
+
+
+def _run_night(job: ScoreJob, run: Callable[[], object], config: ScoreConfig, ending: Ending) -> None:
+    retry.configure(on_wait=job.progress.show)
+    if config.dry_run:
+        print(job.dry_run())
+        return
+    try:
+        run()
+        job.progress.say(f"next: vidray query --output {shlex.quote(job.store.uri)}")
+    finally:
+        ending.verdict = job.verdict
 
 
 def verify(arguments: list[str]) -> int:
@@ -340,6 +366,7 @@ def completion(arguments: list[str]) -> int:
     from vidray.results.compact import CompactConfig
     from vidray.results.compare import CompareConfig
     from vidray.results.moments import ExportConfig
+    from vidray.results.nightly import NightlyConfig
     from vidray.results.query import QueryConfig
     from vidray.results.report import ReportConfig
     from vidray.results.show import ShowConfig
@@ -357,7 +384,7 @@ def completion(arguments: list[str]) -> int:
     configs = {
         **{"score": ScoreConfig, "verify": VerifyConfig, "query": QueryConfig, "similar": SimilarConfig},
         **{"compact": CompactConfig, "compare": CompareConfig, "report": ReportConfig, "show": ShowConfig},
-        **{"status": StatusConfig},
+        **{"nightly": NightlyConfig, "status": StatusConfig},
         **{"train": TrainConfig, "evaluate": EvaluateConfig},
         **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
         **{"export": ExportConfig, "demo": DemoConfig, "completion": None},

@@ -211,14 +211,14 @@ def _how_far(store: Store, run_id: str) -> UnfinishedRun:
         plan = load_plan(store, run_id)
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise RunError(f"the plan of run {run_id} in {store.uri} cannot be read: {error}") from error
-    bounds = [plan.shards.bounds(shard) for shard in sealed_shards(store, run_id)]
+    sealed = sealed_shards(store, run_id)
     return UnfinishedRun(
         run_id=run_id,
         planned_at=datetime.datetime.fromisoformat(plan.header.created_at),
         num_planned=plan.rows.num_rows,
-        num_written=sum(end - start for start, end in bounds),
+        num_written=sum(plan.rows_of(shard).num_rows for shard in sealed),
         num_parts=plan.shards.count,
-        num_parts_written=len(bounds),
+        num_parts_written=len(sealed),
     )
 
 
@@ -229,6 +229,8 @@ def format_status(status: OutputStatus) -> str:
         lines += [_table(status.verdicts[:_NUM_SHOWN]), ""]
     lines += [f"{'good' if not status.problems else 'not good'}: exit code {status.exit_code}{_ago(status)}"]
     lines += [f"  {clean(text)}" for _, text in status.problems]
+    if status.telling and status.telling.get("report"):
+        lines += [f"  the page on the last run: {clean(status.telling['report'])}"]
     following = _NEXT.get(status.exit_code, "the vidray score command of this output, which goes on from here")
     if status.is_at_work:
         following = "vidray status --output {output}"

@@ -55,8 +55,14 @@ class ScoreJob:
     """One command's work on one output."""
 
     def __init__(
-        self, config: ScoreConfig, *, progress: Progress | None = None, make_stages: MakeRunStages = default_stages
+        self,
+        config: ScoreConfig,
+        *,
+        progress: Progress | None = None,
+        make_stages: MakeRunStages = default_stages,
+        leaves_verdict: bool = True,
     ) -> None:
+        """``leaves_verdict``: False for a caller that goes on with the night, and calls `end` itself."""
         self.config = config
         self.progress = progress or Progress(logger=__name__)
         self.store = Store(config.output, conditional=not config.allow_unconditional_store)
@@ -67,7 +73,7 @@ class ScoreJob:
         if config.streaming:
             require_stream(self.checkpoint.family, self.checkpoint.config)
         self.view = config.effective_view(self.checkpoint.meta.view)
-        self._make_stages = make_stages
+        self._make_stages, self._leaves_verdict = make_stages, leaves_verdict
         self._tally = Tally(max_failure_rate=config.max_failure_rate, limit=config.limit)
         self.verdict: Verdict | None = None
         """How ``run`` ended, once it has."""
@@ -90,9 +96,13 @@ class ScoreJob:
                 self.progress.say(self._nothing_to_score())
             self._tally.check()
         except BaseException as error:
-            self._end(error)
+            if self._leaves_verdict:
+                self.end(error)
             raise
-        self._end(None)
+        finally:
+            logs.set_run(None)
+        if self._leaves_verdict:
+            self.end(None)
         return self._tally.summaries
 
     def dry_run(self) -> str:
@@ -158,9 +168,14 @@ class ScoreJob:
             f"--retry-failed tries these again{left}"
         )
 
-    def _end(self, error: BaseException | None) -> None:
-        logs.set_run(None)
-        self.verdict = self._tally.verdict(error)
+    def end(self, error: BaseException | None, *, report: str | None = None) -> None:
+        """Leave the verdict in the output.
+
+        Args:
+            error: what ended the command, if something did.
+            report: URI of the page on it.
+        """
+        self.verdict = dataclasses.replace(self._tally.verdict(error), report=report)
         leave(self.store, self.verdict)
 
     def _plans(self) -> Iterator[Plan]:

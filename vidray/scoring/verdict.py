@@ -25,6 +25,7 @@ from vidray.storage.redaction import redact
 from vidray.storage.store import Store
 
 FOLDER = "_verdicts"
+_LEAVE_SECONDS = 30.0
 OUTPUT_IN_USE = 5
 """The exit code of a command that found another run at work. It says nothing of the night."""
 _OUTCOMES = {
@@ -133,7 +134,7 @@ def _added(counts: Sequence[dict[str, int]]) -> dict[str, int]:
 
 
 def leave(store: Store, verdict: Verdict) -> None:
-    """Put a verdict into the output. What ended the command may also keep this from working."""
+    """Put a verdict into the output. What ended the command may also keep this from working, and is not waited for."""
     name = f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}.json"
     with contextlib.suppress(Exception):
-        store.create(f"{FOLDER}/{name}", verdict.to_json().encode())
+        store.with_deadline(_LEAVE_SECONDS).create(f"{FOLDER}/{name}", verdict.to_json().encode())
