@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import runs
 from tests.support.checkpoints import make_videomae
+from vidray.results.status import StatusConfig, read_status
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -160,3 +161,30 @@ def submit_and_wait(arguments: list[str], environment: dict[str, str], cwd: Path
         timeout=240,
         check=False,
     )
+
+
+@pytest.mark.long
+def test_a_submitted_night_tells_its_verdict_in_the_last_line_and_one_that_is_stopped_is_missed_and_goes_on(
+    cluster, tmp_path
+):
+    """``ray job stop`` leaves a driver three seconds, which may be too few for a verdict: `vidray status` tells."""
+    model, output = make_videomae(tmp_path / "model"), tmp_path / "out"
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=800)
+    places = ["--source", str(tmp_path / "videos"), "--model", str(model), "--output", str(output)]
+    job = ["python", "jobs/nightly.py", *places, "--views", "5x3", "--rows-per-part", "8", "--no-frames"]
+    submit = [*cluster.submit[:-1], "--submission-id", "night", "--no-wait", "--"]
+    started = submit_and_wait([*submit, *job], cluster.with_token, cluster.clone)
+    assert started.returncode == 0, started.stdout
+    runs.wait_until(lambda: runs.parts(output) != [], what="a part")
+    address = cluster.submit[cluster.submit.index("--address") + 1]
+    stop = [RAY, "job", "stop", "--address", address, "night"]
+    assert submit_and_wait(stop, cluster.with_token, cluster.clone).returncode == 0
+    assert len(runs.parts(output)) < 100, "it was stopped too late to tell"
+    assert read_status(StatusConfig(output=str(output))).exit_code in (1, 143)
+
+    done = submit_and_wait([*cluster.submit, *job], cluster.with_token, cluster.clone)
+    assert done.returncode == 0, done.stdout[-4000:]
+    runs.assert_each_once(output, uris)
+    verdicts = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"outcome"')]
+    assert [(one["exit_code"], one["num_listed"]) for one in verdicts] == [(0, 800)]
+    assert Path(verdicts[0]["report"]).exists()
