@@ -63,6 +63,9 @@ def test_as_json_a_mistake_and_a_store_that_is_away_are_events_too(tmp_path, mod
     assert done.returncode == 2
     assert events_of(done.stderr)[-1]["level"] == "ERROR"
     assert "/nowhere" in events_of(done.stderr)[-1]["message"]
+    done = run([*command, "--log-format", "json", "--views", "7"])
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "--views: got '7'" in events_of(done.stderr)[0]["message"]
     away = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}", "AWS_MAX_ATTEMPTS": "1", "AWS_ACCESS_KEY_ID": "a"}
     more = ["--output", "s3://bucket/x", "--store-deadline-seconds", "1", "--log-format", "json"]
     done = run([*command, *more], **away, AWS_SECRET_ACCESS_KEY="b", AWS_REGION="us-east-1")

@@ -68,6 +68,13 @@ def configure(log_format: LogFormat) -> None:
         ROOT.setLevel(logging.INFO)
 
 
+def tell(text: str, *, level: int = logging.ERROR) -> None:
+    """Of the command line: an event that is shown on standard error, too."""
+    ROOT.log(level, "%s", text)
+    if not is_json():
+        print(f"vidray: {text}", file=sys.stderr, flush=True)
+
+
 def is_json() -> bool:
     """True if events are written as JSON, so that nothing else should be."""
     return any(isinstance(handler, _JsonHandler) for handler in ROOT.handlers)

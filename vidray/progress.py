@@ -60,10 +60,10 @@ class Progress:
         self._num_failed = 0
         self._bar: tqdm | None = None
 
-    def say(self, text: str, *, level: int = logging.INFO) -> None:
+    def say(self, text: str) -> None:
         """A line that stays, and an event."""
         self.show(text)
-        self._logger.log(level, "%s", text)
+        self._logger.info("%s", text)
 
     def show(self, text: str) -> None:
         """A line that stays, of what is an event already."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidray import __version__, logs
 from vidray.cli.parsing import parse
-from vidray.cli.verdict_line import Ending, verdict_printed
+from vidray.cli.verdict_line import Ending
 from vidray.cpu_tuning import use_one_arena
 from vidray.errors import (
     EXIT_CODES,
@@ -67,9 +67,10 @@ vidray COMMAND --help explains a command.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code, of those in `EXIT_CODES`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    ending = Ending()
     commands: dict[str, Callable[[list[str]], int]] = {
-        "score": score,
-        "nightly": nightly,
+        "score": lambda rest: score(rest, ending),
+        "nightly": lambda rest: nightly(rest, ending),
         "verify": verify,
         "query": query,
         "compact": compact,
@@ -97,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] not in commands:
         print(f"vidray: got command {arguments[0]!r}, allowed are {', '.join(commands)}\n\n{_USAGE}", file=sys.stderr)
         return 2
-    return _guarded(lambda: commands[arguments[0]](arguments[1:]))
+    try:
+        return _guarded(lambda: ending.watch(lambda: commands[arguments[0]](arguments[1:])))
+    finally:
+        ending.tell()
 
 
 def _guarded(command: Callable[[], int]) -> int:
@@ -108,10 +112,10 @@ def _guarded(command: Callable[[], int]) -> int:
     except BaseException as error:
         code = exit_code(error)
         if code > 128:
-            _tell("interrupted; nothing is broken, the same command goes on from here")
+            logs.tell("interrupted; nothing is broken, the same command goes on from here")
             return code
         if isinstance(error, UsageError | TooManyFailuresError | TooMuchChangedError | RunError):
-            _tell(redaction.redact(str(error)))
+            logs.tell(redaction.redact(str(error)))
             return code
         if not (isinstance(error, BrokenPipeError) and _reader_is_gone()):
             if not logs.is_json() or isinstance(error, SystemExit):
@@ -120,12 +124,6 @@ def _guarded(command: Callable[[], int]) -> int:
             return code
         sys.stdout = sys.stderr = None
         return 1
-
-
-def _tell(text: str) -> None:
-    logs.ROOT.error("%s", text)
-    if not logs.is_json():
-        print(f"vidray: {text}", file=sys.stderr)
 
 
 def _terminate(signum: int, frame: object) -> None:
@@ -141,45 +139,43 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def score(arguments: list[str]) -> int:
+def score(arguments: list[str], ending: Ending) -> int:
     """``vidray score``."""
-    with verdict_printed() as ending:
-        config = _parse_night(ScoreConfig, arguments, "vidray score", ending)
-        from vidray.scoring.job import ScoreJob
+    config = _parse_night(ScoreConfig, arguments, "vidray score", ending)
+    from vidray.scoring.job import ScoreJob
 
-        job = ScoreJob(config)
-        _run_night(job, job.run, config, ending)
-    return 0
+    job = ScoreJob(config)
+    return _run_night(job, job.run, config, ending)
 
 
-def nightly(arguments: list[str]) -> int:
+def nightly(arguments: list[str], ending: Ending) -> int:
     """``vidray nightly``."""
-    with verdict_printed() as ending:
-        from vidray.results.nightly import Nightly, NightlyConfig
+    from vidray.results.nightly import Nightly, NightlyConfig
 
-        config = _parse_night(NightlyConfig, arguments, "vidray nightly", ending)
-        night = Nightly(config)
-        _run_night(night.job, night.run, config, ending)
-    return 0
+    config = _parse_night(NightlyConfig, arguments, "vidray nightly", ending)
+    night = Nightly(config)
+    return _run_night(night.job, night.run, config, ending)
 
 
 def _parse_night(config_class: Any, arguments: list[str], prog: str, ending: Ending) -> Any:
+    ending.is_night = True
     config = parse(config_class, arguments, prog=prog)
     ending.config = None if config.dry_run else config
     use_one_arena()  # before there are threads
     return config
 
 
-def _run_night(job: ScoreJob, run: Callable[[], object], config: ScoreConfig, ending: Ending) -> None:
+def _run_night(job: ScoreJob, run: Callable[[], object], config: ScoreConfig, ending: Ending) -> int:
     retry.configure(on_wait=job.progress.show)
     if config.dry_run:
         print(job.dry_run())
-        return
+        return 0
     try:
         run()
         job.progress.say(f"next: vidray query --output {shlex.quote(job.store.uri)}")
     finally:
         ending.verdict = job.verdict
+    return 0
 
 
 def verify(arguments: list[str]) -> int:

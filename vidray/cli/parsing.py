@@ -29,11 +29,11 @@ def parse(config_class: Any, arguments: list[str], *, prog: str) -> Any:
         raise SystemExit(0)
     flags = known_flags(config_class)
     from_file, places = _config_file(arguments)
+    logs.configure(_log_format([*from_file, *arguments]))  # now, for what is wrong with the others
     check_flags(from_file, flags, prog=prog, places=places)
     check_flags(arguments, flags, prog=prog)
     args = with_known_spelling(from_file + arguments, flags)
     config = tyro.cli(config_class, prog=prog, config=(tyro.conf.OmitArgPrefixes,), args=args)
-    logs.configure(getattr(config, "log_format", "text"))
     prepare_process(config, on_wait=_warn)
     return config
 
@@ -55,6 +55,12 @@ def _config_file(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     given = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
     places = {flag_name(str(key.value)): f"{path}, line {key.start_mark.line + 1}: " for key, _ in tree.value}
     return config_file_arguments(values, given=given), places
+
+
+def _log_format(arguments: list[str]) -> logs.LogFormat:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--log-format", "--log_format", default="text")
+    return "json" if finder.parse_known_args(arguments)[0].log_format.lower() == "json" else "text"
 
 
 def _warn(text: str) -> None:

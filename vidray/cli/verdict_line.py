@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,42 +18,50 @@ if TYPE_CHECKING:
 class Ending:
     """What is known of a command's end."""
 
+    is_night: bool = False
+    """True for commands that end with a verdict."""
     config: ScoreConfig | None = None
     """Whose webhooks are told; None: nobody is."""
     verdict: Verdict | None = None
+    error: BaseException | None = None
+    """What broke it off."""
 
+    def watch(self, command: Callable[[], int]) -> int:
+        """Call a command, and remember what breaks it off."""
+        try:
+            return command()
+        except BaseException as error:
+            self.error = error
+            raise
 
-@contextlib.contextmanager
-def verdict_printed() -> Iterator[Ending]:
-    """Tells the webhooks and prints the verdict at the end of the block: one of what broke the block off, if none is
-    known. Nothing is told where nothing broke and none is known (``--help``, ``--dry-run``).
-    """
-    ending = Ending()
-    try:
-        yield ending
-    except BaseException as error:
-        if ending.verdict is None and not (isinstance(error, SystemExit) and not error.code):
+    def tell(self) -> None:
+        """Tell the webhooks, and print the verdict: after the message on what went wrong, since Ray's logs of a job
+        have both streams in one. Nothing for ``--help`` and ``--dry-run``, which end no night.
+        """
+        is_over = isinstance(self.error, SystemExit) and not self.error.code
+        if self.verdict is None and self.is_night and self.error is not None and not is_over:
             from vidray.scoring.verdict import Tally
 
-            ending.verdict = Tally(max_failure_rate=0.0).verdict(error)
-        raise
-    finally:
-        if ending.verdict is not None:
-            try:
-                _notify(ending.config, ending.verdict)
-            finally:
-                print(ending.verdict.to_json(), flush=True)
+            self.verdict = Tally(max_failure_rate=0.0).verdict(self.error)
+        if self.verdict is None:
+            return
+        is_interrupted = self.verdict.exit_code > 128  # whoever did that waits seconds
+        if not is_interrupted:
+            self._notify(self.verdict)
+        print(self.verdict.to_json(), flush=True)
+        if is_interrupted:
+            self._notify(self.verdict)
 
+    def _notify(self, verdict: Verdict) -> None:
+        if self.config is None or not self.config.notify:
+            return
+        from vidray.scoring.notify import notify
 
-def _notify(config: ScoreConfig | None, verdict: Verdict) -> None:
-    if config is None or not config.notify:
-        return
-    from vidray.scoring.notify import notify
-
-    notify(config.notify, config.notify_text, verdict, config.output, on_problem=_warn)
-
-
-def _warn(text: str) -> None:
-    logs.ROOT.warning("%s", text)
-    if not logs.is_json():
-        print(f"vidray: {text}", file=sys.stderr, flush=True)
+        config = self.config
+        notify(
+            config.notify,
+            config.notify_text,
+            verdict,
+            config.output,
+            on_problem=lambda text: logs.tell(text, level=logging.WARNING),
+        )

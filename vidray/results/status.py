@@ -185,7 +185,8 @@ def _tells(verdict: dict[str, Any]) -> bool:
 
 
 def _time(verdict: dict[str, Any]) -> datetime.datetime:
-    return datetime.datetime.fromisoformat(verdict["time"])
+    time = datetime.datetime.fromisoformat(verdict["time"])
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
 def _of_old_version(store: Store) -> list[dict[str, Any]]:
