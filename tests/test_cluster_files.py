@@ -66,6 +66,14 @@ def limit_names() -> list[str]:
     return list(Limits.__dataclass_fields__)
 
 
+def test_the_config_file_of_the_runbook_is_accepted(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/operate.md").read_text(), re.DOTALL)
+    path = tmp_path / "nightly.yaml"
+    path.write_text(example)
+    monkeypatch.setenv("SLACK_WEBHOOK", "https://hooks.slack.com/services/T/B/X")
+    assert parse(NightlyConfig, ["--config", str(path)], prog="vidray nightly").max_drift == 0.2
+
+
 def test_the_config_file_of_the_readme_is_accepted(tmp_path):
     (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     path = tmp_path / "nightly.yaml"

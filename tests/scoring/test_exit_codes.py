@@ -53,7 +53,7 @@ def test_0_after_a_good_night_and_3_once_too_many_videos_are_bad(night, tmp_path
     [
         (["--modle", "x"], "which is no flag"),
         (["--views", "7"], "--views: got '7'"),
-        (["--device", "tpu"], ""),
+        (["--device", "tpu"], "the command line is wrong"),
         (["--model", "/nowhere/model"], "/nowhere/model"),
         (["--source", "/nowhere/videos"], "/nowhere/videos"),
     ],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vidray import logs
+from vidray.errors import UsageError
 
 if TYPE_CHECKING:
     from vidray.scoring.config import ScoreConfig
@@ -42,7 +43,9 @@ class Ending:
         if self.verdict is None and self.is_night and self.error is not None and not is_over:
             from vidray.scoring.verdict import Tally
 
-            self.verdict = Tally(max_failure_rate=0.0).verdict(self.error)
+            by_parser = isinstance(self.error, SystemExit)
+            error = UsageError("the command line is wrong; standard error says how") if by_parser else self.error
+            self.verdict = Tally(max_failure_rate=0.0).verdict(error)
         if self.verdict is None:
             return
         is_interrupted = self.verdict.exit_code > 128  # whoever did that waits seconds
