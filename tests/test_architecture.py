@@ -29,10 +29,10 @@ LAYERS = [
 ORDER = {
     "storage": [
         *("redaction", "failures", "retry", "redirects", "location"),
-        *("versions", "fetch", "store", "localize", "lease"),
+        *("versions", "fetch", "ranges", "store", "localize", "lease"),
     ],
     "video": [
-        *("sampling", "byte_sources", "file_size", "geometry", "random_crops"),
+        *("sampling", "byte_sources", "mp4_boxes", "file_size", "geometry", "random_crops"),
         *("packet_times", "packet_index", "frame_selector", "frame_converters", "decoder"),
         *("pytorchvideo_clips", "views"),
     ],
@@ -41,7 +41,7 @@ ORDER = {
         *("manifest_file", "kept_columns", "manifest", "signed_urls"),
         *("splits", "label_formats", "label_sources", "labels"),
     ],
-    "sandbox": ["landlock", "seccomp", "confinement", "protocol", "process", "child", "sandbox"],
+    "sandbox": ["landlock", "seccomp", "confinement", "protocol", "page_server", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "card", "write", "convert", "new"],
     "pages": ["words", "blocks", "page", "charts", "strips", "shown", "terminal", "picture"],
     "scoring": [

@@ -13,6 +13,7 @@ import errno
 import functools
 import gc
 import mmap
+import os
 import signal
 import socket
 from typing import TYPE_CHECKING, Protocol
@@ -24,16 +25,20 @@ from vidray.sandbox.confinement import confine
 from vidray.sandbox.protocol import (
     MAX_CONFIG_BYTES,
     REQUEST_BYTES,
+    Bring,
     Reply,
     Request,
     WireError,
+    pack_bring,
+    pack_brought,
     pack_ready,
     pack_reply,
+    pack_whole,
     unpack_config,
     unpack_request,
 )
 from vidray.types import Limits, Status, TimeRange, VideoInfo, ViewConfig
-from vidray.video.byte_sources import DescriptorFile
+from vidray.video.byte_sources import DescriptorFile, NeedsWholeFileError, PagedFile
 from vidray.video.random_crops import ClipDraw
 
 if TYPE_CHECKING:
@@ -48,7 +53,7 @@ class Decode(Protocol):
 
     def __call__(
         self,
-        data: bytes,
+        data: bytes | PagedFile,
         *,
         view: ViewConfig,
         limits: Limits,
@@ -101,11 +106,15 @@ def main(
             views = functools.partial(
                 decode, view=view, limits=limits, out=views_VTHWC, time_range=request.time_range, draw=draw
             )
-            read = functools.partial(_read_input, input_fd, request.num_bytes, set_memory_limit)
+            read: Callable[[], bytes | PagedFile]
+            if request.page_bytes:
+                read = functools.partial(_paged_input, input_fd, request, control)
+            else:
+                read = functools.partial(_read_input, input_fd, request.num_bytes, set_memory_limit)
             make = functools.partial(_decode_into, views_VTHWC, views, read)
-        reply = _answer(make, request_id=request.request_id, limits=limits)
+        answer = _answer(make, request_id=request.request_id, limits=limits)
         with contextlib.suppress(BrokenPipeError):  # the parent is gone: the next recv says so
-            control.send(pack_reply(reply))
+            control.send(answer)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -127,10 +136,28 @@ def _read_input(input_fd: int, num_bytes: int, set_memory_limit: Callable[[int],
     return data
 
 
+def _paged_input(input_fd: int, request: Request, control: socket.socket) -> PagedFile:
+    def bring(page: int, count: int, slot: int) -> None:
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # a store that is slow is not the video's fault
+        control.send(pack_bring(Bring(request_id=request.request_id, page=page, count=count, slot=slot)))
+        if control.recv(REQUEST_BYTES) != pack_brought(request.request_id):
+            os._exit(0)  # the parent is gone; FFmpeg, which called this, would go on
+        signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))
+
+    return PagedFile(input_fd, num_bytes=request.num_bytes, page_bytes=request.page_bytes, bring=bring)
+
+
 def _decode_into(
-    out: np.ndarray, decode: Callable[[bytes], tuple[np.ndarray, VideoInfo]], read: Callable[[], bytes]
+    out: np.ndarray,
+    decode: Callable[[bytes | PagedFile], tuple[np.ndarray, VideoInfo]],
+    read: Callable[[], bytes | PagedFile],
 ) -> tuple[tuple[int, ...], VideoInfo]:
-    views_VTHWC, info = decode(read())
+    data = read()
+    try:
+        views_VTHWC, info = decode(data)
+    finally:
+        if isinstance(data, PagedFile) and data.has_given_up:
+            raise NeedsWholeFileError  # whatever came of what was read of it
     if views_VTHWC is not out:
         np.copyto(out, views_VTHWC)
     return out.shape, info
@@ -154,10 +181,13 @@ class _Streams:
         return (1, num_frames, *view.views_shape[2:]), info
 
 
-def _answer(make: Callable[[], tuple[tuple[int, ...], VideoInfo]], *, request_id: int, limits: Limits) -> Reply:
+def _answer(make: Callable[[], tuple[tuple[int, ...], VideoInfo]], *, request_id: int, limits: Limits) -> bytes:
+    """The message that answers a request."""
     try:
         shape, info = make()
-        return Reply(request_id=request_id, status=Status.OK, shape=shape, info=info)
+        return pack_reply(Reply(request_id=request_id, status=Status.OK, shape=shape, info=info))
+    except NeedsWholeFileError:
+        return pack_whole(request_id)
     except VideoError as error:
         status, message = error.status, error.message
     except MemoryError:
@@ -167,4 +197,4 @@ def _answer(make: Callable[[], tuple[tuple[int, ...], VideoInfo]], *, request_id
         status = Status.OUT_OF_MEMORY if is_memory else Status.DECODER_CRASHED
         message = f"the decoder raised {type(error).__name__}: {error}"
     gc.collect()  # frames of a failed decode would count against the next video's memory
-    return Reply(request_id=request_id, status=status, message=message)
+    return pack_reply(Reply(request_id=request_id, status=status, message=message))

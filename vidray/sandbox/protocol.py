@@ -12,6 +12,13 @@ With ``span="stream"`` reply n holds the first chunk of the video, and further o
 
     parent -> child   request n + 1, "next": of the same video
     child  -> parent  reply n + 1: a chunk of fewer frames than the view config says is the last
+
+A large video may come in pages: then the input memory is a window of ``WINDOW_PAGES`` slots, and before reply n come::
+
+    child  -> parent  "bring": so many pages of the video, from one of them on, into the slots from one of them on
+    parent -> child   "brought": they are there
+
+or in place of reply n "whole": request the video once more, with all of it in the input memory.
 """
 
 from __future__ import annotations
@@ -25,24 +32,33 @@ from dataclasses import dataclass, field
 
 from vidray.sandbox.confinement import Confinement
 from vidray.types import WHOLE_FILE, Limits, Status, TimeRange, VideoInfo, ViewConfig
+from vidray.video.byte_sources import WINDOW_PAGES
 from vidray.video.random_crops import CropConfig
 
 MAX_CONFIG_BYTES = 65536
 MAX_MESSAGE_BYTES = 1000
 """A longer error text is cut: it ends up in one row of the output."""
 
-_REQUEST = struct.Struct("<4sIQQ2d")
-"""magic, request id, number of bytes of the video, seed; start and end in seconds (NaN: the file's end)"""
+_REQUEST = struct.Struct("<4sIQIQ2d")
+"""magic, request id, bytes of the video and of a page, seed; start and end in seconds (NaN: the file's end)"""
 _REPLY = struct.Struct(f"<4sIB3x5I3d2I3q32sH{MAX_MESSAGE_BYTES}s")
 """magic, request id, status code; shape V, T, H, W, C; duration, fps, pixel's aspect ratio; width, height;
 frames expected, decoded, jumps in time; codec; bytes of the message, message"""
 _READY = struct.Struct("<4sBHHB")
 """magic, version of Landlock, its error; error of the filter of system calls; flags"""
 
+_BRING = struct.Struct("<4s4I")
+"""magic, request id; first page, how many, first slot"""
+_WORD = struct.Struct("<4sI")
+"""magic, request id"""
+
 REQUEST_BYTES = _REQUEST.size
 REPLY_BYTES = _REPLY.size
 
-_REQUEST_MAGIC = b"vrQ2"
+_REQUEST_MAGIC = b"vrQ3"
+_BRING_MAGIC = b"vrB1"
+_BROUGHT_MAGIC = b"vrH1"
+_WHOLE_MAGIC = b"vrW1"
 _NEXT_MAGIC = b"vrN1"
 _REPLY_MAGIC = b"vrA2"
 _READY_MAGIC = b"vrC1"
@@ -90,7 +106,9 @@ class Request:
 
     request_id: int
     num_bytes: int = 0
-    """Length of the video in the input memory."""
+    """Length of the video."""
+    page_bytes: int = 0
+    """It comes in pages of so many bytes; 0: all of it lies in the input memory."""
     seed: int = 0
     """Decides what is random in a training clip; 0 to 2^64 - 1."""
     time_range: TimeRange = WHOLE_FILE
@@ -153,7 +171,8 @@ def unpack_ready(message: bytes) -> Confinement:
 def pack_request(request: Request) -> bytes:
     """A message that asks for what is in the input memory."""
     start, end = request.time_range.start_seconds, request.time_range.end_seconds
-    numbers = request.request_id, request.num_bytes, request.seed, start, math.nan if end is None else end
+    sizes = request.num_bytes, request.page_bytes
+    numbers = request.request_id, *sizes, request.seed, start, math.nan if end is None else end
     return _REQUEST.pack(_NEXT_MAGIC if request.is_next else _REQUEST_MAGIC, *numbers)
 
 
@@ -161,12 +180,67 @@ def unpack_request(message: bytes) -> Request:
     """The inverse of `pack_request`. Raises WireError."""
     if len(message) != _REQUEST.size:
         raise WireError(f"a request has {_REQUEST.size} bytes, got {len(message)}")
-    magic, request_id, num_bytes, seed, start, end = _REQUEST.unpack(message)
+    magic, request_id, num_bytes, page_bytes, seed, start, end = _REQUEST.unpack(message)
     if magic not in (_REQUEST_MAGIC, _NEXT_MAGIC):
         raise WireError(f"a request starts with {_REQUEST_MAGIC!r} or {_NEXT_MAGIC!r}, got {magic!r}")
     time_range = TimeRange(start_seconds=start, end_seconds=None if math.isnan(end) else end)
-    is_next = magic == _NEXT_MAGIC
-    return Request(request_id=request_id, num_bytes=num_bytes, seed=seed, time_range=time_range, is_next=is_next)
+    return Request(
+        request_id=request_id,
+        num_bytes=num_bytes,
+        page_bytes=page_bytes,
+        seed=seed,
+        time_range=time_range,
+        is_next=magic == _NEXT_MAGIC,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bring:
+    """How the child asks for pages of the video that it decodes."""
+
+    request_id: int
+    """Which request it works on."""
+    page: int
+    """The first one."""
+    count: int
+    slot: int
+    """Where the first one goes in the input memory; the others follow."""
+
+
+def pack_bring(bring: Bring) -> bytes:
+    """A message that asks for pages."""
+    return _BRING.pack(_BRING_MAGIC, bring.request_id, bring.page, bring.count, bring.slot)
+
+
+def unpack_bring(message: bytes, *, request_id: int, num_pages: int) -> Bring | None:
+    """The inverse of `pack_bring`, every field checked; None for another kind of message. Raises WireError.
+
+    Args:
+        request_id: the request that the child should work on.
+        num_pages: of the video.
+    """
+    if message[:4] != _BRING_MAGIC:
+        return None
+    if len(message) != _BRING.size:
+        raise WireError(f'"bring" has {_BRING.size} bytes, got {len(message)}')
+    _, got_id, page, count, slot = _BRING.unpack(message)
+    if got_id != request_id:
+        raise WireError(f"expected pages for request {request_id} to be asked for, got {got_id}")
+    if not 1 <= count <= num_pages - page:
+        raise WireError(f"the video has {num_pages} pages, {count} were asked for from page {page} on")
+    if slot + count > WINDOW_PAGES:
+        raise WireError(f"there are {WINDOW_PAGES} slots, {count} were asked for from slot {slot} on")
+    return Bring(request_id=got_id, page=page, count=count, slot=slot)
+
+
+def pack_brought(request_id: int) -> bytes:
+    """The answer to "bring"."""
+    return _WORD.pack(_BROUGHT_MAGIC, request_id)
+
+
+def pack_whole(request_id: int) -> bytes:
+    """A child's word that it cannot do with pages."""
+    return _WORD.pack(_WHOLE_MAGIC, request_id)
 
 
 def pack_reply(reply: Reply) -> bytes:

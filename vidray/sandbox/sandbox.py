@@ -7,6 +7,8 @@ A hostile or broken video costs at most its deadline, its memory and one child: 
 `VideoError`, and the next video gets a new child. What the child may do is in `vidray.sandbox.child`, what it may
 say in `vidray.sandbox.protocol`. Linux only.
 
+Of a large video only parts need to be here: `decode` also takes a ``RangeSource``.
+
     with Sandbox(view=dataclasses.replace(view, span="stream", num_clips=1), limits=limits) as sandbox:
         for frames_THWC, info in sandbox.stream(data):
 """
@@ -28,19 +30,23 @@ import numpy as np
 
 from vidray.errors import RunError, VideoError
 from vidray.sandbox.confinement import Confinement
+from vidray.sandbox.page_server import PageServer, RangeSource
 from vidray.sandbox.process import await_exit, kill, lower_priority, sealed_memory, signal_name, spawn
 from vidray.sandbox.protocol import (
     REPLY_BYTES,
     Reply,
     Request,
     WireError,
+    pack_brought,
     pack_config,
     pack_request,
+    pack_whole,
     printable,
     unpack_ready,
     unpack_reply,
 )
 from vidray.types import WHOLE_FILE, Limits, Status, TimeRange, VideoInfo, ViewConfig
+from vidray.video.byte_sources import NeedsWholeFileError
 from vidray.video.random_crops import CropConfig
 from vidray.video.sampling import most_frames, stream_chunks
 
@@ -114,7 +120,7 @@ class Sandbox:
 
     def decode(
         self,
-        data: bytes | memoryview,
+        data: bytes | memoryview | RangeSource,
         *,
         out: np.ndarray | None = None,
         time_range: TimeRange = WHOLE_FILE,
@@ -123,12 +129,14 @@ class Sandbox:
         """The views of one video, or its training clip, uint8 (V, T, H, W, C): a new array, or ``out``.
 
         Args:
+            data: the file's bytes; or where parts of it come from, of which only those are read that are needed, if the
+                file has an index that can be relied on. Waiting for them does not count against the deadline.
             time_range: what of the file counts as the video.
             seed: decides what is random in a training clip.
 
         Raises:
             VideoError: with what the decoder found (``corrupt``, ``no_video``, ...), or with ``decode_timeout``,
-                ``decoder_crashed`` or ``out_of_memory`` if this video ended the child.
+                ``decoder_crashed`` or ``out_of_memory`` if this video ended the child; or with what the source raises.
             RunError: no child could be started, or its sandbox is not as closed as the limits require, which is no
                 video's fault.
         """
@@ -136,8 +144,11 @@ class Sandbox:
         child = self._ready_child()
         try:
             info = child.decode(data, time_range=time_range, seed=seed)
+        except NeedsWholeFileError:
+            assert not isinstance(data, bytes | memoryview)
+            return self.decode(data.read_all(), out=out, time_range=time_range, seed=seed)
         except VideoError as error:
-            if error.status in _ENDINGS:
+            if error.status in _ENDINGS or child.is_waiting:
                 self.close()
             raise
         except BaseException:  # such as Ctrl-C: the reply is still on its way, and would be taken for the next one
@@ -200,8 +211,8 @@ class Sandbox:
     ) -> None:
         self.close()
 
-    def _check(self, data: bytes | memoryview, out: np.ndarray | None) -> None:
-        num_bytes = memoryview(data).nbytes
+    def _check(self, data: bytes | memoryview | RangeSource, out: np.ndarray | None) -> None:
+        num_bytes = memoryview(data).nbytes if isinstance(data, bytes | memoryview) else data.size_bytes
         if num_bytes > self._limits.max_object_bytes:
             raise VideoError(Status.TOO_LARGE, f"{num_bytes} bytes, allowed are {self._limits.max_object_bytes}")
         if out is not None and (out.shape != self._view.views_shape or out.dtype != np.uint8):
@@ -250,6 +261,7 @@ class _Child:
         self.num_videos = self._num_requests = 0
         self.confinement: Confinement | None = None
         """What the kernel enforces on it; None until it is ready."""
+        self._pages: PageServer | None = None
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as childs_ends:
             self._control, childs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._control.close)
@@ -294,18 +306,29 @@ class _Child:
             except WireError as error:
                 raise self._lied(str(error)) from None
 
-    def decode(self, data: bytes | memoryview, *, time_range: TimeRange, seed: int) -> VideoInfo:
-        """Have ``data`` decoded into the output memory. Raises VideoError."""
-        num_bytes = self._write_input(memoryview(data).cast("B"))
+    def decode(self, data: bytes | memoryview | RangeSource, *, time_range: TimeRange, seed: int) -> VideoInfo:
+        """Have ``data`` decoded into the output memory. Raises VideoError; NeedsWholeFileError if it comes in pages."""
+        if isinstance(data, bytes | memoryview):
+            sizes, self._pages = {"num_bytes": self._write_input(memoryview(data).cast("B"))}, None
+        else:
+            self.num_videos += 1
+            sizes = {"num_bytes": data.size_bytes, "page_bytes": data.page_bytes}
+            self._pages = PageServer(data, input_fd=self._input_fd)
         start = time.perf_counter()
-        self._ask(num_bytes=num_bytes, time_range=time_range, seed=seed)
+        self._ask(**sizes, time_range=time_range, seed=seed)
         try:
             reply = self._receive_good()
         finally:
             self.forget_input()
         if reply.shape != self._view.views_shape:
             raise self._lied(f"views must be {self._view.views_shape}, got {reply.shape}")
-        return dataclasses.replace(reply.info, decode_seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start - (self._pages.seconds if self._pages else 0)
+        return dataclasses.replace(reply.info, decode_seconds=seconds)
+
+    @property
+    def is_waiting(self) -> bool:
+        """True if it waits for pages of a video that cannot be had."""
+        return self._pages is not None and self._pages.is_asked
 
     def begin(self, data: bytes | memoryview, *, time_range: TimeRange) -> None:
         """Have the first chunk of ``data`` decoded, without waiting for it."""
@@ -337,7 +360,7 @@ class _Child:
             self._control.send(pack_request(Request(request_id=self._request_id, **request)))
 
     def _receive_good(self) -> Reply:
-        message = self._receive(timeout_seconds=self._limits.decode_timeout_seconds, doing="decoding")
+        message = self._receive_answer()
         try:
             reply = unpack_reply(message, request_id=self._request_id)
         except WireError as error:
@@ -345,6 +368,25 @@ class _Child:
         if reply.status is not Status.OK:
             raise VideoError(reply.status, reply.message)
         return reply
+
+    def _receive_answer(self) -> bytes:
+        """The message that ends the request. Those before it ask for pages; to bring them takes none of its time."""
+        timeout_seconds, spent_seconds = self._limits.decode_timeout_seconds, 0.0
+        while True:
+            asked_at = time.monotonic()
+            message = self._receive(timeout_seconds=timeout_seconds, spent_seconds=spent_seconds, doing="decoding")
+            spent_seconds += time.monotonic() - asked_at
+            if self._pages is None:
+                return message
+            if message == pack_whole(self._request_id):
+                raise NeedsWholeFileError
+            try:
+                if not self._pages.serve(message, request_id=self._request_id):
+                    return message
+            except WireError as error:
+                raise self._lied(str(error)) from None
+            with contextlib.suppress(BrokenPipeError):
+                self._control.send(pack_brought(self._request_id))
 
     def copy_views(self, out: np.ndarray) -> None:
         """Copy the views of the last video. No array over the memory outlives this: it could not be closed then."""
@@ -370,9 +412,9 @@ class _Child:
         if os.fstat(self._input_fd).st_size > _KEPT_INPUT_BYTES:
             os.ftruncate(self._input_fd, 0)
 
-    def _receive(self, *, timeout_seconds: float, doing: str) -> bytes:
+    def _receive(self, *, timeout_seconds: float, doing: str, spent_seconds: float = 0.0) -> bytes:
         """The child's next message. Raises VideoError with the way it failed to give one."""
-        self._control.settimeout(timeout_seconds)
+        self._control.settimeout(max(timeout_seconds - spent_seconds, 0.001))
         try:
             message = self._control.recv(REPLY_BYTES + 1)
         except TimeoutError:

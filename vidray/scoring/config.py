@@ -163,6 +163,9 @@ class ScoreConfig:
     fetch_memory_bytes: Annotated[int | None, shown_as("INT")] = None
     """Bytes of fetched objects that wait for one decoder, at most; a larger object waits alone. Default: an eighth of
     the machine's memory, shared by its CPUs. (With --streaming or --segments: of one worker; default: an eighth.)"""
+    range_reads_above_bytes: int = 64 * 1024**2
+    """Of a larger object only the parts are fetched that its clips need, where it is an MP4 or QuickTime file with one
+    index; all others are fetched whole."""
     runner: RunnerName = "auto"
     """What moves the work: `local`, processes of this machine alone; `ray`, Ray Data. auto: ray where a Ray cluster is
     named (--ray-address, $RAY_ADDRESS, which `ray job submit` sets), else local."""
@@ -191,6 +194,8 @@ class ScoreConfig:
         for flag in ("stride", "batch_size", "rows_per_part", "fetch_memory_bytes", "limit"):
             value = getattr(self, flag)
             require(value is None or value >= 1, flag_name(flag), value, "at least 1")
+        least = self.range_reads_above_bytes
+        require(least >= 0, "--range-reads-above-bytes", least, "at least 0")
         require(0 <= self.max_failure_rate <= 1, "--max-failure-rate", self.max_failure_rate, "between 0 and 1")
         webhook.check(self.notify, self.notify_text)
         require(self.wait_for_nodes >= 0, "--wait-for-nodes", self.wait_for_nodes, "at least 0")

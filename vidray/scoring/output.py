@@ -81,6 +81,7 @@ PREDICTION_SCHEMA = pa.schema(
         ("embedding", EMBEDDING_TYPE),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
+        ("bytes_fetched", pa.int64()),
     ]
 )
 """One row per video (or span of one) and attempt. Always written with this schema: a column that is all null would else
@@ -89,10 +90,10 @@ change its type. New columns come at the end; parts of older versions lack them.
 VIDEO = ["uri", "etag", *SPAN]
 """What a row is of. ``start_seconds`` and ``end_seconds`` are null where it is of a whole video."""
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Stands in the footer of every part. 1: without ``video_attempts``, ``planned_at`` and ``precision``. 2: without
 ``sample_aspect_ratio``, ``num_time_jumps`` and ``decoder_version``. 3: without ``segments`` and ``embedding``. 4:
-without ``start_seconds`` and ``end_seconds``."""
+without ``start_seconds`` and ``end_seconds``. 5: without ``bytes_fetched``."""
 
 METADATA_KEY = b"vidray"
 

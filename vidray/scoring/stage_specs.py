@@ -38,5 +38,6 @@ def default_stages(config: ScoreConfig, checkpoint: Checkpoint, view: ViewConfig
 
     decode = {"view": view, "limits": config.limits, "fetch_threads": config.fetch_threads}
     decode["fetch_memory_bytes"] = config.fetch_memory_bytes
+    decode["range_reads_above_bytes"] = config.range_reads_above_bytes
     predict |= {"compile": config.compile, "batch_size": config.batch_size}
     return Stages(decode=StageSpec(cls=DecodeStage, kwargs=decode), predict=StageSpec(cls=PredictStage, kwargs=predict))

@@ -25,6 +25,7 @@ from vidray.scoring.output import PREDICTION_SCHEMA, ROW
 from vidray.scoring.timing import BusyClock
 from vidray.sources.rows import time_range_of, video_of
 from vidray.storage.fetch import fetch
+from vidray.storage.ranges import PAGE_BYTES, RangedObject, open_ranged
 from vidray.types import Limits, Status, TimeRange, VideoInfo, VideoRef, ViewConfig
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ DECODED_SCHEMA = pa.schema(
     [
         (ROW, pa.int64()),
         *(PREDICTION_SCHEMA.field(name) for name in ("uri", "etag", "size_bytes", "status", "error", "attempts")),
-        *(PREDICTION_SCHEMA.field(name) for name in _INFO_COLUMNS),
+        *(PREDICTION_SCHEMA.field(name) for name in (*_INFO_COLUMNS, "bytes_fetched")),
         *(STAGE_SCHEMA.field(name) for name in ("fetch_seconds", "decoder", "sandbox")),
         ("views", pa.large_binary()),
     ]
@@ -84,6 +85,9 @@ PREDICTED_SCHEMA = pa.schema(
 )
 
 
+_Fetched = bytes | RangedObject | VideoError
+
+
 def worker_name() -> str:
     return f"{socket.gethostname()}/{os.getpid()}"
 
@@ -98,10 +102,14 @@ class DecodeStage:
         limits: Limits,
         fetch_threads: int = 8,
         fetch_memory_bytes: int | None = None,
+        range_reads_above_bytes: int | None = None,
         child_module: str = "vidray.sandbox.child",
     ) -> None:
         self._view = view
         self._limits = limits
+        # Where a clip is the whole video, or PyTorchVideo decodes, all bytes are read anyway.
+        can_use_parts = view.span == "stride" and view.decoder == "vidray"
+        self._range_reads_above_bytes = range_reads_above_bytes if can_use_parts else None
         self._window = fetch_threads
         # Two blocks may be in this stage at once.
         self._window_bytes = (fetch_memory_bytes or memory_bytes() // (8 * num_cpus())) // 2
@@ -129,23 +137,23 @@ class DecodeStage:
         columns |= {name: _column(rows, name) for name in DECODED_SCHEMA.names if name not in columns}
         return pa.table({name: columns[name] for name in DECODED_SCHEMA.names}, schema=DECODED_SCHEMA)
 
-    def _fetch_ahead(self, refs: list[VideoRef]) -> Iterator[tuple[bytes | VideoError, float]]:
+    def _fetch_ahead(self, refs: list[VideoRef]) -> Iterator[tuple[_Fetched, float]]:
         """Objects in order, with a window of them under way: so many, and so many bytes, but always one. Half of it is
         asked for at once and held while the block before is decoded, the rest when iterated.
         """
-        waiting: deque[tuple[int, Future[tuple[bytes | VideoError, float]]]] = deque()
+        waiting: deque[tuple[int, Future[tuple[_Fetched, float]]]] = deque()
         todo = deque(refs)
 
         def ask(window: int) -> None:
             num_bytes = sum(size for size, _ in waiting)
             while todo and len(waiting) < window:
-                size = todo[0].size_bytes or 0
+                size = PAGE_BYTES if self._takes_parts(todo[0]) else todo[0].size_bytes or 0
                 if waiting and num_bytes + size > self._window_bytes:
                     return
                 waiting.append((size, self._fetchers.submit(self._fetch, todo.popleft())))
                 num_bytes += size
 
-        def drain() -> Iterator[tuple[bytes | VideoError, float]]:
+        def drain() -> Iterator[tuple[_Fetched, float]]:
             ask(self._window)
             while waiting:
                 _, future = waiting.popleft()
@@ -157,27 +165,33 @@ class DecodeStage:
         ask(-(-self._window // 2))
         return drain()
 
-    def _fetch(self, ref: VideoRef) -> tuple[bytes | VideoError, float]:
+    def _takes_parts(self, ref: VideoRef) -> bool:
+        """True if only those bytes of the object are fetched that its views need."""
+        if self._range_reads_above_bytes is None or ref.etag is None:
+            return False
+        return (ref.size_bytes or 0) > self._range_reads_above_bytes
+
+    def _fetch(self, ref: VideoRef) -> tuple[_Fetched, float]:
         started = time.perf_counter()
         try:
-            result: bytes | VideoError = fetch(ref, limits=self._limits)
+            result: _Fetched = (open_ranged if self._takes_parts(ref) else fetch)(ref, limits=self._limits)
         except VideoError as error:
             result = error
         return result, time.perf_counter() - started
 
-    def _decode(
-        self, data: bytes | VideoError, fetch_seconds: float, time_range: TimeRange, out: np.ndarray
-    ) -> dict[str, Any]:
+    def _decode(self, data: _Fetched, fetch_seconds: float, time_range: TimeRange, out: np.ndarray) -> dict[str, Any]:
         row: dict[str, Any] = {"fetch_seconds": fetch_seconds, "decoder": self._name}
         if isinstance(data, VideoError):
             return row | failure_columns(data)
-        row["size_bytes"] = len(data)
+        row["size_bytes"] = row["bytes_fetched"] = len(data) if isinstance(data, bytes) else data.size_bytes
         try:
             _, info = self._sandbox.decode(data, out=out, time_range=time_range)
         except VideoError as error:
             row |= failure_columns(error)
         else:
             row |= info_columns(info) | {"status": Status.OK.value}
+        if isinstance(data, RangedObject):
+            row |= {"bytes_fetched": data.bytes_fetched, "fetch_seconds": data.fetch_seconds}
         return row | sandbox_columns(self._sandbox)
 
 

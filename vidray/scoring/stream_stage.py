@@ -131,7 +131,7 @@ class StreamStage:
             data = fetch(ref, limits=self._limits)
         finally:
             row["fetch_seconds"] = time.perf_counter() - started
-        row["size_bytes"] = len(data)
+        row["size_bytes"] = row["bytes_fetched"] = len(data)
         return data
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vidray.progress import format_seconds
+from vidray.progress import format_bytes, format_seconds
 from vidray.scoring.accounting import Untried
 from vidray.scoring.plan import Plan
 from vidray.scoring.timing import StageTimes
@@ -55,6 +55,7 @@ def _timing(times: StageTimes, *, fetch_threads: int) -> dict[str, Any]:
     rate = times.num_rows / streaming if streaming > 0 else 0.0
     return {
         "num_videos": times.num_rows,
+        "bytes_fetched": times.bytes_fetched,
         "seconds": now - times.started,
         "start_up_seconds": (times.first_row or now) - times.started,
         "videos_per_second": rate,
@@ -91,6 +92,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         lines.append(
             f"  {stage:<8} {seconds:9.1f} s  {timing['stage_share'].get(stage, 0.0):4.0%} of the work, "
             f"workers {timing['stage_busy'][stage]:.0%} busy"
+            + (f", {format_bytes(timing['bytes_fetched'])}" if stage == "fetch" else "")
         )
     lines += [f"  sandbox: {text}" for text in summary["sandbox"]]
     if timing["held_back_by"]:

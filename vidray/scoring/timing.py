@@ -55,6 +55,7 @@ class StageTimes:
     started: float = field(default_factory=time.perf_counter)
     first_row: float | None = None
     num_rows: int = 0
+    bytes_fetched: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     decoders: set[str] = field(default_factory=set)
     predictors: set[str] = field(default_factory=set)
@@ -66,6 +67,7 @@ class StageTimes:
         """Take the internal columns of some predicted rows."""
         self.first_row = self.first_row or time.perf_counter()
         self.num_rows += table.num_rows
+        self.bytes_fetched += pc.sum(table["bytes_fetched"]).as_py() or 0
         for stage in STAGES:
             self.seconds[stage] += pc.sum(table[f"{stage}_seconds"]).as_py() or 0.0
         self.decoders |= set(pc.unique(table["decoder"]).drop_null().to_pylist())

@@ -1,4 +1,4 @@
-"""Fetches one object in the version that was listed, or raises a ``VideoError`` that says why not.
+"""Fetches one object, or a part of it, in the version that was listed, or raises a ``VideoError`` that says why not.
 
 Safe to call from many threads. No more than ``Limits.max_object_bytes`` are held for one object.
 """
@@ -36,24 +36,44 @@ def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
         VideoError: NOT_FOUND, ACCESS_DENIED, TOO_LARGE (known before it is read where the store tells the size),
             CHANGED (other than listed, or replaced while it was read), UNSUPPORTED (not a regular file), FETCH_FAILED.
     """
-    if ref.size_bytes is not None:
-        _check_size(ref.size_bytes, limits)
-    try:
-        place = locate(ref.path.decode() if ref.path and is_url(ref.uri) else ref.uri)
-        deadline = Deadline(limits.fetch_deadline_seconds)
-        call = partial(_read, place, ref, limits, deadline)
-        data = with_retries(call, what=ref.uri, deadline=deadline, should_retry=_should_retry)
-    except VideoError:
-        raise
-    except Exception as error:
-        raise _as_video_error(error, ref) from error
+    data = _fetch(ref, limits, None)
     if ref.etag is None and ref.size_bytes not in (None, len(data)):
         _raise_changed(f"listed with {ref.size_bytes} bytes, has {len(data)} now")
     return data
 
 
+class RangesRefusedError(Exception):
+    """The store does not give the part of an object that was asked for: some web servers always give all of it."""
+
+
+def fetch_range(ref: VideoRef, *, start: int, stop: int, limits: Limits) -> bytes:
+    """Bytes ``start`` to ``stop`` of the object, if it is still the version that ``ref`` names: with etag and size.
+
+    Raises:
+        VideoError: as `fetch`.
+        RangesRefusedError: only `fetch` can do it.
+    """
+    if ref.etag is None or ref.size_bytes is None or not 0 <= start < stop <= ref.size_bytes:
+        raise ValueError(f"bytes {start} to {stop} of {ref.size_bytes}, version {ref.etag}")
+    return _fetch(ref, limits, range(start, stop))
+
+
+def _fetch(ref: VideoRef, limits: Limits, part: range | None) -> bytes:
+    if ref.size_bytes is not None:
+        _check_size(ref.size_bytes, limits)
+    try:
+        place = locate(ref.path.decode() if ref.path and is_url(ref.uri) else ref.uri)
+        deadline = Deadline(limits.fetch_deadline_seconds)
+        call = partial(_read, place, ref, limits, deadline, part)
+        return with_retries(call, what=ref.uri, deadline=deadline, should_retry=_should_retry)
+    except (VideoError, RangesRefusedError):
+        raise
+    except Exception as error:
+        raise _as_video_error(error, ref) from error
+
+
 def _should_retry(error: BaseException) -> bool:
-    return not isinstance(error, VideoError | UsageError) and is_outage(error)
+    return not isinstance(error, VideoError | UsageError | RangesRefusedError) and is_outage(error)
 
 
 def _as_video_error(error: Exception, ref: VideoRef) -> VideoError:
@@ -74,18 +94,31 @@ _STATUSES = {
 }
 
 
-def _read(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline) -> bytes:
+def _read(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline, part: range | None) -> bytes:
+    """``part``: what of the object; None: all of it."""
     match place.kind:
         case "local":
-            return _read_local(ref.path or os.fsencode(place.path), ref, limits)
+            data = _read_local(ref.path or os.fsencode(place.path), ref, limits, part)
         case "s3":
-            return sync(place.fs.loop, _read_s3, place, ref, limits, deadline)
+            data = sync(place.fs.loop, _read_s3, place, ref, limits, deadline, part)
         case "azure":
-            return sync(place.fs.loop, _read_azure, place, ref, limits, deadline)
+            data = sync(place.fs.loop, _read_azure, place, ref, limits, deadline, part)
         case "http":
-            return sync(place.fs.loop, _read_http, place, ref, limits, deadline)
+            data = sync(place.fs.loop, _read_http, place, ref, limits, deadline, part)
         case _:
-            return _read_any(place, ref, limits)
+            data = _read_any(place, ref, limits, part)
+    if part is not None and len(data) != len(part):
+        raise ConnectionError(f"{len(data)} bytes came of {len(part)} that were asked for")
+    return data
+
+
+def _range_header(part: range) -> str:
+    return f"bytes={part.start}-{part.stop - 1}"
+
+
+def _check_content_range(told: str | None, part: range, ref: VideoRef) -> None:
+    if told != f"bytes {part.start}-{part.stop - 1}/{ref.size_bytes}":
+        raise RangesRefusedError(f"{_range_header(part)} of {ref.size_bytes} was asked for, and came as {told!r}")
 
 
 def _check_size(size_bytes: int, limits: Limits) -> None:
@@ -102,15 +135,16 @@ def _raise_changed(how: str) -> NoReturn:
     raise VideoError(Status.CHANGED, f"the object changed after it was listed: {how}")
 
 
-def _read_local(path: bytes, ref: VideoRef, limits: Limits) -> bytes:
+def _read_local(path: bytes, ref: VideoRef, limits: Limits, part: range | None) -> bytes:
     descriptor = _open_regular(path)
     with open(descriptor, "rb") as file:
         before = os.fstat(descriptor)
         _check_regular(before)
         _check_etag(ref, local_etag(before))
         _check_size(before.st_size, limits)
-        data = file.read(before.st_size + 1)
-        if len(data) != before.st_size or local_etag(os.fstat(descriptor)) != local_etag(before):
+        file.seek(part.start if part else 0)
+        data = file.read(len(part) if part else before.st_size + 1)
+        if (part is None and len(data) != before.st_size) or local_etag(os.fstat(descriptor)) != local_etag(before):
             _raise_changed("it was written to while it was read")
     return data
 
@@ -156,13 +190,17 @@ class _SilenceGuard:
         self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
 
 
-async def _read_s3(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline) -> bytes:
+async def _read_s3(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline, part: range | None) -> bytes:
     bucket, key = split_bucket(place.path)
     condition = {} if ref.etag is None else {"IfMatch": f'"{ref.etag}"'}
+    if part:
+        condition["Range"] = _range_header(part)
     async with _SilenceGuard(deadline) as guard:
         reply = await place.fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
         async with reply["Body"] as body:
             _check_etag(ref, unquote_etag(reply["ETag"]))  # for stores that ignore If-Match
+            if part:
+                _check_content_range(reply.get("ContentRange"), part, ref)
             _check_size(reply["ContentLength"], limits)
             chunks = []
             while chunk := await body.read(_CHUNK_BYTES):
@@ -171,11 +209,13 @@ async def _read_s3(place: Location, ref: VideoRef, limits: Limits, deadline: Dea
             return b"".join(chunks)
 
 
-async def _read_azure(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline) -> bytes:
+async def _read_azure(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline, part: range | None) -> bytes:
     from azure.core import MatchConditions
 
     container, key = split_bucket(place.path)
     condition = {} if ref.etag is None else {"etag": f'"{ref.etag}"', "match_condition": MatchConditions.IfNotModified}
+    if part:
+        condition |= {"offset": part.start, "length": len(part)}
     async with place.fs.service_client.get_blob_client(container=container, blob=key) as blob:
         try:
             silence = max(0.1, min(SILENCE_TIMEOUT_SECONDS, deadline.remaining_seconds))
@@ -189,15 +229,21 @@ async def _read_azure(place: Location, ref: VideoRef, limits: Limits, deadline: 
         return await stream.readall()
 
 
-async def _read_http(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline) -> bytes:
+async def _read_http(place: Location, ref: VideoRef, limits: Limits, deadline: Deadline, part: range | None) -> bytes:
     session = await place.fs.set_session()
     url, headers = place.fs.encode_url(place.path), {"Accept-Encoding": "identity"}
+    if part:
+        headers["Range"] = _range_header(part)
     async with (
         _SilenceGuard(deadline) as guard,
         session.get(url, headers=headers, **_http_options(place.fs)) as reply,
     ):
+        if part and reply.status == 416:
+            _raise_changed(f"{_range_header(part)} lies beyond its end now")
         reply.raise_for_status()
         _check_etag(ref, etag_of(reply.headers))
+        if part:
+            _check_content_range(reply.headers.get("Content-Range"), part, ref)
         _check_size(reply.content_length or 0, limits)
         data = bytearray()
         async for chunk in reply.content.iter_chunked(_CHUNK_BYTES):
@@ -211,7 +257,7 @@ def _http_options(fs: Any) -> dict[str, Any]:
     return {name: value for name, value in fs.kwargs.items() if name != "headers"}
 
 
-def _read_any(place: Location, ref: VideoRef, limits: Limits) -> bytes:
+def _read_any(place: Location, ref: VideoRef, limits: Limits, part: range | None) -> bytes:
     """For file systems without a conditional read: the version is compared before and after."""
     place.fs.invalidate_cache()
     before = place.fs.info(place.path)
@@ -222,8 +268,9 @@ def _read_any(place: Location, ref: VideoRef, limits: Limits) -> bytes:
         data = _read_bounded(place, limits)
     else:
         _check_size(before["size"], limits)
-        data = place.fs.cat_file(place.path)
-    if etag_of(place.fs.info(place.path)) != etag_of(before) or before.get("size") not in (None, len(data)):
+        data = place.fs.cat_file(place.path, *((part.start, part.stop) if part else ()))
+    is_torn = part is None and before.get("size") not in (None, len(data))
+    if is_torn or etag_of(place.fs.info(place.path)) != etag_of(before):
         _raise_changed("it was replaced while it was read")
     return data
 

@@ -11,6 +11,10 @@ would give for the same span. How it gets them for less:
 4. *Keep* (``pictures``): only the kept frames are converted, and resized before they become RGB.
 5. *Check* (``selection``): the pts of the decoded frames must be those that were predicted, else once more.
 
+Of a file that is fetched in parts (``by_index``) the scan would touch every byte. The demuxer of MP4 takes times, sizes
+and places of packets from the index. So in the scan it is given zeros for their contents, and key frames are those of
+the index. Each packet that is really read later must be what the index said, or else the file is needed whole.
+
 The bytes are not trusted: no protocol, only well-known container formats, bounded pixels, frames and duration. A hang
 or a crash in a codec is the business of the sandbox around this module.
 """
@@ -35,10 +39,11 @@ from av.video.reformatter import VideoReformatter
 
 from vidray.errors import VideoError
 from vidray.types import ClipSpan, Limits, Status, VideoInfo, VideoStream, ViewConfig
-from vidray.video.byte_sources import SeekableFile, as_file, is_text, size_and_head
+from vidray.video.byte_sources import HollowFile, NeedsWholeFileError, SeekableFile, as_file, is_text, size_and_head
 from vidray.video.file_size import HEAD_BYTES, promised_size
 from vidray.video.frame_converters import Crops, DrawnCrops, FullSize, Picture, Resizer, orientation_of
 from vidray.video.frame_selector import Convert, SampledClip, Selector, pictures_at
+from vidray.video.mp4_boxes import media_spans
 from vidray.video.packet_index import Bounds, Timeline
 from vidray.video.packet_times import PacketTimes
 from vidray.video.random_crops import ClipDraw
@@ -75,26 +80,36 @@ class VideoDecoder:
         num_threads: int = 1,
         max_kept_bytes: int = MAX_KEPT_BYTES,
         is_streamed: bool = False,
+        by_index: bool = False,
     ) -> None:
         """Opens and scans the file.
 
         Args:
-            data: the file's bytes, or for ``stream`` also something to read them from.
+            data: the file's bytes, or something to read them from.
             video_stream: which of several, as in ``ViewConfig``.
             num_threads: of the codec. One is right where several decoders run side by side.
             is_streamed: for ``stream`` alone: nothing is kept that grows with the length of the video.
+            by_index: read the container's index and the packets of the spans alone.
 
         Raises:
             VideoError: CORRUPT, UNSUPPORTED, NO_VIDEO or TOO_LARGE.
+            NeedsWholeFileError: with ``by_index``, if the index does not say all, or (also later) something else than
+                the packets.
         """
         _register_with_pytorchvideo()
         self._limits = limits or Limits()
         self._data, self._num_threads, self._which = data, num_threads, video_stream
-        self._open()
+        self._by_index = by_index
+        hollow = HollowFile(as_file(data), media_spans(as_file(data))) if by_index else None
+        self._open(hollow)
         self._time_base = Fraction(self._stream.time_base or Fraction(1, av.time_base))
         is_small = isinstance(data, bytes | memoryview) and len(data) <= max_kept_bytes
-        self._packets: list[av.Packet] | None = [] if is_small and not is_streamed else None
-        self.timeline = self._scan(keeps_packets=not is_streamed)
+        self._packets: list[av.Packet] | None = [] if is_small and not is_streamed and not by_index else None
+        self.timeline = self._scan(hollow, keeps_packets=not is_streamed)
+        self._key_packets = frozenset(self.timeline.keys)
+        if hollow is not None:  # what FFmpeg holds of it are zeros
+            self._container.close()
+            self._open()
         self._num_joins = self._times.num_joins
         self._shape: tuple[int, int] | None = None
         self._is_turned = False
@@ -128,8 +143,9 @@ class VideoDecoder:
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        self._container = _open(self._data, self._limits)
+    def _open(self, file: SeekableFile | None = None) -> None:
+        """``file``: None: the video itself."""
+        self._container = _open(self._data if file is None else file, self._limits)
         self._stream = _video_stream(self._container, self._which)
         codec, limit = self._stream.codec_context, self._limits.max_pixels
         if codec is None:
@@ -141,17 +157,15 @@ class VideoDecoder:
         codec.thread_count = self._num_threads
         codec.thread_type = "NONE" if self._num_threads == 1 else "AUTO"
 
-    def _scan(self, *, keeps_packets: bool) -> Timeline:
+    def _scan(self, hollow: HollowFile | None, *, keeps_packets: bool) -> Timeline:
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self._default_duration = max(1, round(1 / (rate * self._time_base)))
         timeline = Timeline(default_duration=self._default_duration, keeps_packets=keeps_packets)
         limit = self._limits.max_frames
-        for packet in self._repaired():
+        for packet, is_key in self._indexed(hollow) if hollow else ((p, p.is_keyframe) for p in self._repaired()):
             if timeline.num_packets >= limit:
                 raise VideoError(Status.TOO_LARGE, f"more than {limit} frames")
-            timeline.add(
-                pts=packet.pts, duration=packet.duration, is_key=packet.is_keyframe, is_hidden=packet.is_discard
-            )
+            timeline.add(pts=packet.pts, duration=packet.duration, is_key=is_key, is_hidden=packet.is_discard)
             if self._packets is not None:
                 self._packets.append(packet)
         timeline.finish()
@@ -169,6 +183,19 @@ class VideoDecoder:
         for packet in _demux(self._container, self._stream):
             self._times.repair(packet)
             yield packet
+
+    def _indexed(self, hollow: HollowFile) -> Iterator[tuple[av.Packet, bool]]:
+        """All packets as the container's index has them, empty but for their times, and whether each is a key frame."""
+        if self._container.format.name not in INDEXED_FORMATS:
+            raise NeedsWholeFileError("only MP4 and QuickTime have an index of all packets")
+        entries = [entry for entry in self._stream.index_entries if entry.size]
+        keys = {entry.pos for entry in entries if entry.is_keyframe}
+        hollow.is_hollow, num_packets = True, 0
+        for packet in self._repaired():
+            num_packets += 1
+            yield packet, packet.pos in keys
+        if num_packets != len(entries) or self._times.are_repaired:
+            raise NeedsWholeFileError("the index does not say all about the packets")
 
     def _check_times(self, timeline: Timeline) -> None:
         start = self._stream.start_time if timeline.is_timed else 0
@@ -362,8 +389,15 @@ class VideoDecoder:
         packets = self._reread(first) if self._packets is None else self._packets[first:]
         index = first - 1
         for index, packet in enumerate(packets, start=first):
+            if self._by_index:
+                self._check_index(index, packet)
             yield index, packet
         yield index + 1, None
+
+    def _check_index(self, number: int, packet: av.Packet) -> None:
+        said = number < self.timeline.num_packets and self.timeline.packet_pts[number] == packet.pts
+        if not said or packet.is_keyframe != (number in self._key_packets):
+            raise NeedsWholeFileError("a packet is not what the index says of it")
 
     def _reread(self, first: int) -> Iterator[av.Packet]:
         """The packets from ``first`` on, out of the file: by seeking to that key frame, or all over again."""
@@ -378,6 +412,8 @@ class VideoDecoder:
             if key is not None:
                 yield from itertools.chain([key], arrived)
                 return
+            if self._by_index:
+                raise NeedsWholeFileError("a key frame is not where the index says")
         self._container.close()
         self._open()
         yield from itertools.islice(self._repaired(), first, None)

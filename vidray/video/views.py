@@ -15,7 +15,7 @@ import numpy as np
 
 from vidray.errors import VideoError
 from vidray.types import WHOLE_FILE, ClipSpan, Limits, Status, TimeRange, VideoInfo, ViewConfig
-from vidray.video.byte_sources import SeekableFile
+from vidray.video.byte_sources import NeedsWholeFileError, SeekableFile
 from vidray.video.decoder import VideoDecoder, drawn_crops, rgb_frame, view_crops
 from vidray.video.frame_selector import Convert
 from vidray.video.packet_index import choose, occupied
@@ -25,7 +25,7 @@ from vidray.video.sampling import pts_bounds, random_span, segment_spans, spans_
 
 
 def decode_views(
-    data: bytes | memoryview,
+    data: bytes | memoryview | SeekableFile,
     *,
     view: ViewConfig,
     limits: Limits,
@@ -36,6 +36,8 @@ def decode_views(
     """Decodes a video into its views.
 
     Args:
+        data: the file's bytes; or something to read them from, of which as little as possible is read: not for the
+            decoder of PyTorchVideo.
         out: where to write them, uint8 of ``view.views_shape``; a new array if None.
         time_range: what of the file counts as the video.
         draw: a clip for training: a random span and a random crop instead of the view config's (whose ``num_clips``
@@ -46,6 +48,7 @@ def decode_views(
 
     Raises:
         VideoError: TOO_LARGE, UNSUPPORTED, NO_VIDEO or CORRUPT.
+        NeedsWholeFileError: the views can only be made from the file's bytes.
         ValueError: ``out`` has another shape or type, or several views of a random clip are asked for.
     """
     if draw is not None and view.num_views != 1:
@@ -53,14 +56,19 @@ def decode_views(
     started = time.perf_counter()
     views_VTHWC = _output(view, out)
     which = "first" if view.decoder == "pytorchvideo" else view.video_stream
-    with VideoDecoder(data, limits, video_stream=which) as decoder:
+    by_index = not isinstance(data, bytes | memoryview)
+    with VideoDecoder(data, limits, video_stream=which, by_index=by_index) as decoder:
         aspect = _aspect(decoder, view)
         if draw is None:
             convert: Convert = view_crops(view, pixel_aspect=aspect)
         else:
             convert = drawn_crops(view.size, draw, pixel_aspect=aspect)
         spans = _spans(decoder.duration, view, time_range, draw)
+        if by_index and sum(span.end_seconds - span.start_seconds for span in spans) > decoder.duration / 2:
+            raise NeedsWholeFileError("most of it is looked at")
         if view.decoder == "pytorchvideo":
+            if not isinstance(data, bytes | memoryview):
+                raise NeedsWholeFileError("PyTorchVideo reads all of a file")
             clips = sample_clips(data, spans, num_frames=view.num_frames, convert=convert)
         else:
             clips = [clip.pictures for clip in decoder.sample(spans, num_frames=view.num_frames, convert=convert)]
