@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -41,6 +42,17 @@ def numbered_frame(number: int, width: int, height: int) -> np.ndarray:
     columns = np.arange(width) * BOARD // width
     luma = 16 + 219 * bits[rows][:, columns]
     return np.repeat(luma[:, :, None], 3, axis=2).astype(np.uint8)
+
+
+def noisy_frame(number: int, width: int, height: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB that does not compress, another for each number: for files that are large soon."""
+    return np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def noisy_video(*, num_frames: int = 600, **how: Any) -> bytes:
+    """A large file, 2.5 kB a frame of 64 × 48, with a key frame every ten."""
+    options = {"preset": "ultrafast", "crf": "20"}
+    return make_video(num_frames=num_frames, gop_size=10, options=options, draw=noisy_frame, **how)
 
 
 def frame_number(frame: np.ndarray) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.paged_file import paged
-from tests.support.videos import FASTSTART, make_video, truncated
+from tests.support.videos import FASTSTART, make_video, noisy_video, truncated
 from vidray.errors import VideoError
 from vidray.types import Limits, TimeRange, VideoInfo, ViewConfig
 from vidray.video.byte_sources import WINDOW_PAGES, HollowFile, NeedsWholeFileError, as_file
@@ -141,15 +141,6 @@ def test_sample_videos_are_the_same_in_parts(sample_videos: Path) -> None:
             assert_same(got, decode_views(data, view=view, limits=LIMITS))
             num_by_index += 1
     assert num_by_index > 10
-
-
-def noisy_video() -> bytes:
-    """A file whose pictures do not compress."""
-
-    def noise(number: int, width: int, height: int) -> np.ndarray:
-        return np.random.default_rng(number).integers(0, 255, (height, width, 3), np.uint8)
-
-    return make_video(num_frames=600, gop_size=10, options={"preset": "ultrafast", "crf": "20"}, draw=noise)
 
 
 def test_only_the_parts_that_the_clips_need_are_read_and_few_are_held() -> None:
