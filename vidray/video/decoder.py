@@ -59,6 +59,9 @@ FORMATS = (
 MAX_KEPT_BYTES = 64 * 1024**2
 """Files up to this size are read once and their packets kept; larger ones are read again to be decoded."""
 
+MAX_PART = 0.5
+"""Share of a file that is read in parts, at most: each part costs a request."""
+
 SOUND_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 """Demuxers whose packets each hold one frame with its own pts."""
 
@@ -99,7 +102,7 @@ class VideoDecoder:
         _register_with_pytorchvideo()
         self._limits = limits or Limits()
         self._data, self._num_threads, self._which = data, num_threads, video_stream
-        self._by_index = by_index
+        self._by_index, self._places = by_index, list[int]()
         hollow = HollowFile(as_file(data), media_spans(as_file(data))) if by_index else None
         self._open(hollow)
         self._time_base = Fraction(self._stream.time_base or Fraction(1, av.time_base))
@@ -190,11 +193,11 @@ class VideoDecoder:
             raise NeedsWholeFileError("only MP4 and QuickTime have an index of all packets")
         entries = [entry for entry in self._stream.index_entries if entry.size]
         keys = {entry.pos for entry in entries if entry.is_keyframe}
-        hollow.is_hollow, num_packets = True, 0
+        hollow.is_hollow = True
         for packet in self._repaired():
-            num_packets += 1
+            self._places.append(packet.pos or 0)
             yield packet, packet.pos in keys
-        if num_packets != len(entries) or self._times.are_repaired:
+        if len(self._places) != len(entries) or self._times.are_repaired:
             raise NeedsWholeFileError("the index does not say all about the packets")
 
     def _check_times(self, timeline: Timeline) -> None:
@@ -276,11 +279,22 @@ class VideoDecoder:
         return pts_bounds(start, end, time_base=self._time_base, start_pts=self._start_pts)
 
     def _sample(self, asked: Sequence[Bounds], num_frames: int | None, convert: Convert) -> list[SampledClip]:
+        if self._by_index:
+            self._check_gain(asked)
         selector = Selector(self, num_frames=num_frames, convert=lambda frame: self._picture(frame, convert))
         clips = selector.sample(asked)
         self._num_expected = selector.num_expected + self._num_missing()
         self._num_decoded = selector.num_decoded
         return clips
+
+    def _check_gain(self, asked: Sequence[Bounds]) -> None:
+        """Raise NeedsWholeFileError if the parts that spans need are most of the file."""
+        num_bytes = 0
+        for run in self.timeline.runs(asked):
+            last = self.timeline.last_before(max(asked[span][1] for span in run.spans))
+            num_bytes += max(0, self._places[last] - self._places[run.first_packet])
+        if num_bytes > MAX_PART * size_and_head(self._data, 0)[0]:
+            raise NeedsWholeFileError("most of it is needed")
 
     def windows(self, spans: Sequence[ClipSpan], *, num_frames: int, convert: Convert) -> Iterator[list[Picture]]:
         """The pictures that `sample` gives, span after span. The spans are sorted by start; each frame is decoded once.

@@ -64,8 +64,6 @@ def decode_views(
         else:
             convert = drawn_crops(view.size, draw, pixel_aspect=aspect)
         spans = _spans(decoder.duration, view, time_range, draw)
-        if by_index and sum(span.end_seconds - span.start_seconds for span in spans) > decoder.duration / 2:
-            raise NeedsWholeFileError("most of it is looked at")
         if view.decoder == "pytorchvideo":
             if not isinstance(data, bytes | memoryview):
                 raise NeedsWholeFileError("PyTorchVideo reads all of a file")
