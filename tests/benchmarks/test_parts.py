@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks import decode, models, segments, streaming
+from benchmarks import decode, models, ranges, segments, streaming
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,3 +53,16 @@ def test_videos_are_streamed(job, capfd):
 def test_windows_are_timed_beside_whole_videos(clips, capsys):
     segments.main(["--videos", str(clips), "--num-videos", "4", "--turns", "1"])
     assert float(re.search(r"segments / whole: ([\d.]+) \(median of 1\)", capsys.readouterr().out)[1]) > 0
+
+
+def test_parts_of_a_long_video_are_timed_beside_the_whole(capsys, monkeypatch):
+    monkeypatch.setattr(ranges, "ABOVE_BYTES", {"whole": None, "parts": 1 << 20})
+    ranges.main(["--megabytes", "50", "--num-short", "2", "--turns", "1", "--megabytes-per-second", "1000"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["long, whole", "long, parts", "long"] + [
+        "short, whole",
+        "short, parts",
+        "short",
+    ]
+    assert float(re.search(r"([\d.]+) times fewer bytes", lines[2])[1]) > 1
+    assert float(re.search(r"([\d.]+) times fewer bytes", lines[5])[1]) == 1
