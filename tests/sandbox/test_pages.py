@@ -134,6 +134,12 @@ def test_no_other_byte_is_read_whatever_the_child_asks_for(sandbox: Sandbox, goo
     np.testing.assert_array_equal(sandbox.decode(Pages(GOOD))[0], good_views)
 
 
+def test_a_child_that_does_not_read_the_answers_ends_at_the_deadline(hasty_sandbox: Sandbox) -> None:
+    error = failure(hasty_sandbox, Pages(video_that("never_reads", num_pages=100_000, page_bytes=64), page_bytes=64))
+    assert error.status is Status.DECODER_CRASHED
+    assert "does not read" in error.message
+
+
 @pytest.mark.parametrize("act", ["hang", "whole_of_another"])
 def test_a_child_that_has_the_whole_video_gets_no_pages(sandbox: Sandbox, good_views: np.ndarray, act: str) -> None:
     with pytest.raises(VideoError, match="broke its protocol"):

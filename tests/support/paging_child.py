@@ -36,7 +36,8 @@ def main(*, control_fd: int, input_fd: int, output_fd: int) -> None:
             act = head.removeprefix(_MARKER).partition(b"\0")[0].decode()
             for message in ACTS[act](num_requests):
                 os.write(control_fd, message)
-                os.read(control_fd, 64)
+                if act != "never_reads":
+                    os.read(control_fd, 64)
             os.write(2, b"hanging\n")  # tests wait for it
             time.sleep(3600)
         if not isinstance(data, bytes):
@@ -63,6 +64,7 @@ ACTS: dict[str, Callable[[int], list[bytes]]] = {
     "too_long": lambda n: [_bring(n) + b"\0"],
     "signed": lambda n: [struct.pack("<4sIiII", b"vrB1", n, -1, 1, 0)],
     "again_and_again": lambda n: [_bring(n)] * 100,
+    "never_reads": lambda n: [_bring(n)] * 100_000,
     "hang": lambda n: [_bring(n)],
     "whole_of_another": lambda n: [pack_whole(n + 1)],
 }

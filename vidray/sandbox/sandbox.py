@@ -385,8 +385,12 @@ class _Child:
                     return message
             except WireError as error:
                 raise self._lied(str(error)) from None
-            with contextlib.suppress(BrokenPipeError):
+            try:
                 self._control.send(pack_brought(self._request_id))
+            except BrokenPipeError:
+                pass  # it died meanwhile: the end is what is received
+            except TimeoutError:
+                raise self._lied("it does not read what it asked for") from None
 
     def copy_views(self, out: np.ndarray) -> None:
         """Copy the views of the last video. No array over the memory outlives this: it could not be closed then."""

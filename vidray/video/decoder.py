@@ -22,6 +22,7 @@ or a crash in a codec is the business of the sandbox around this module.
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import math
 import os
@@ -103,6 +104,7 @@ class VideoDecoder:
         self._limits = limits or Limits()
         self._data, self._num_threads, self._which = data, num_threads, video_stream
         self._by_index, self._places = by_index, list[int]()
+        self._last: av.Packet | None = None
         hollow = HollowFile(as_file(data), media_spans(as_file(data))) if by_index else None
         self._open(hollow)
         self._time_base = Fraction(self._stream.time_base or Fraction(1, av.time_base))
@@ -113,6 +115,7 @@ class VideoDecoder:
         if hollow is not None:  # what FFmpeg holds of it are zeros
             self._container.close()
             self._open()
+            self._check_last()
         self._num_joins = self._times.num_joins
         self._shape: tuple[int, int] | None = None
         self._is_turned = False
@@ -196,9 +199,22 @@ class VideoDecoder:
         hollow.is_hollow = True
         for packet in self._repaired():
             self._places.append(packet.pos or 0)
+            if not packet.is_discard and (self._last is None or _end(packet) > _end(self._last)):
+                self._last = packet
             yield packet, packet.pos in keys
         if len(self._places) != len(entries) or self._times.are_repaired:
             raise NeedsWholeFileError("the index does not say all about the packets")
+
+    def _check_last(self) -> None:
+        """Raise NeedsWholeFileError if the frame that ends the video is not as the index says: where that gives it no
+        duration, FFmpeg takes one from the content."""
+        said = self._last
+        assert said is not None, "a video without frames is refused before"
+        with contextlib.suppress(av.FFmpegError):
+            self._container.seek(said.dts or 0, stream=self._stream, any_frame=True)
+        there = next((packet for packet in _demux(self._container, self._stream) if packet.pos == said.pos), None)
+        if there is None or (there.pts, there.duration) != (said.pts, said.duration):
+            raise NeedsWholeFileError("the last frame is not what the index says of it")
 
     def _check_times(self, timeline: Timeline) -> None:
         start = self._stream.start_time if timeline.is_timed else 0
@@ -292,7 +308,7 @@ class VideoDecoder:
         num_bytes = 0
         for run in self.timeline.runs(asked):
             last = self.timeline.last_before(max(asked[span][1] for span in run.spans))
-            num_bytes += max(0, self._places[last] - self._places[run.first_packet])
+            num_bytes += max(0, self._places[max(last, 0)] - self._places[run.first_packet])
         if num_bytes > MAX_PART * size_and_head(self._data, 0)[0]:
             raise NeedsWholeFileError("most of it is needed")
 
@@ -510,6 +526,10 @@ def _demux(container: av.container.InputContainer, stream: av.VideoStream) -> It
             continue  # with the packet after it
         except (av.FFmpegError, EOFError):
             return
+
+
+def _end(packet: av.Packet) -> int:
+    return (packet.pts or 0) + (packet.duration or 0)
 
 
 def _tagged_duration(stream: av.VideoStream) -> Fraction | None:
