@@ -7,10 +7,10 @@ A hostile or broken video costs at most its deadline, its memory and one child: 
 `VideoError`, and the next video gets a new child. What the child may do is in `vidray.sandbox.child`, what it may
 say in `vidray.sandbox.protocol`. Linux only.
 
-Of a large video only parts need to be here: `decode` also takes a ``RangeSource``.
-
     with Sandbox(view=dataclasses.replace(view, span="stream", num_clips=1), limits=limits) as sandbox:
         for frames_THWC, info in sandbox.stream(data):
+
+Of a large video `decode` also takes a ``RangeSource``: then only the parts are read that its clips need.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class Sandbox:
         """The views of one video, or its training clip, uint8 (V, T, H, W, C): a new array, or ``out``.
 
         Args:
-            data: the file's bytes; or where parts of it come from, of which only those are read that are needed, if the
-                file has an index that can be relied on. Waiting for them does not count against the deadline.
+            data: the file's bytes, or where they come from: then only those that are needed, if the file has an index
+                that can be relied on. Waiting for them does not count against the deadline.
             time_range: what of the file counts as the video.
             seed: decides what is random in a training clip.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 from vidray.errors import VideoError
 from vidray.storage.fetch import RangesRefusedError, fetch, fetch_range
@@ -64,17 +66,16 @@ class RangedObject:
 
     def read_all(self) -> bytes:
         """The whole object. Raises VideoError, as `fetch`."""
-        started = time.perf_counter()
-        data = fetch(self._ref, limits=self._limits)
-        self._count(data, started)
-        return data
+        return self._counted(partial(fetch, self._ref, limits=self._limits))
 
     def _fetch(self, start: int, stop: int) -> bytes:
-        started = time.perf_counter()
-        data = fetch_range(self._ref, start=start, stop=stop, limits=self._limits)
-        self._count(data, started)
-        return data
+        return self._counted(partial(fetch_range, self._ref, start=start, stop=stop, limits=self._limits))
 
-    def _count(self, data: bytes, started: float) -> None:
+    def _counted(self, call: Callable[[], bytes]) -> bytes:
+        started = time.perf_counter()
+        try:
+            data = call()
+        finally:
+            self.fetch_seconds += time.perf_counter() - started
         self.bytes_fetched += len(data)
-        self.fetch_seconds += time.perf_counter() - started
+        return data

@@ -13,7 +13,8 @@ would give for the same span. How it gets them for less:
 
 Of a file that is fetched in parts (``by_index``) the scan would touch every byte. The demuxer of MP4 takes times, sizes
 and places of packets from the index. So in the scan it is given zeros for their contents, and key frames are those of
-the index. Each packet that is really read later must be what the index said, or else the file is needed whole.
+the index. Each packet that is really read later, and the last, must be what the index said, or else the file is needed
+whole.
 
 The bytes are not trusted: no protocol, only well-known container formats, bounded pixels, frames and duration. A hang
 or a crash in a codec is the business of the sandbox around this module.
