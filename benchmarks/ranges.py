@@ -40,8 +40,6 @@ from vidray.types import Limits, ViewConfig
 VIEW = ViewConfig(num_frames=16, size=224, num_clips=5)
 ABOVE_BYTES = {"whole": None, "parts": ScoreConfig.range_reads_above_bytes}
 _RATE = {"qp": "-1", "b": "8M", "maxrate": "8M", "bufsize": "8M", "preset": "ultrafast"}
-_GOP_SIZE = 250
-"""A key frame every ten seconds, as encoders have it unless they are told otherwise."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="vidray-ranges-") as name:
         folder = Path(name)
-        (folder / "long.mp4").write_bytes(make_long(args.megabytes * 1_000_000))
+        (folder / "long.mp4").write_bytes(make_long(args.megabytes * 1_000_000, gop_size=args.gop_size))
         (folder / "short.avi").write_bytes(make_clip(0))
         with serving(folder, args) as url:
             for kind, names in (("long", ["long.mp4"]), ("short", ["short.avi"] * args.num_short)):
@@ -63,13 +61,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-short", type=int, default=50, help="short clips (default 50)")
     parser.add_argument("--latency", type=float, default=0.03, help="seconds before each answer (default 0.03)")
     parser.add_argument("--megabytes-per-second", type=float, default=100.0, help="of the store (default 100)")
+    parser.add_argument("--gop-size", type=int, default=250, help="frames from a key frame to the next (default 250)")
     parser.add_argument("--turns", type=int, default=3)
     return parser.parse_args(arguments)
 
 
-def make_long(num_bytes: int) -> bytes:
+def make_long(num_bytes: int, *, gop_size: int) -> bytes:
     """A video of 1280 × 720 at 8 Mbit/s."""
-    video = make_video(num_frames=250, fps=25, width=1280, height=720, gop_size=_GOP_SIZE, options=_RATE, draw=picture)
+    video = make_video(num_frames=250, fps=25, width=1280, height=720, gop_size=gop_size, options=_RATE, draw=picture)
     return repeated(video, max(2, num_bytes // len(video)))
 
 

@@ -57,7 +57,8 @@ def test_windows_are_timed_beside_whole_videos(clips, capsys):
 
 def test_parts_of_a_long_video_are_timed_beside_the_whole(capsys, monkeypatch):
     monkeypatch.setattr(ranges, "ABOVE_BYTES", {"whole": None, "parts": 1 << 20})
-    ranges.main(["--megabytes", "50", "--num-short", "2", "--turns", "1", "--megabytes-per-second", "1000"])
+    small = ["--megabytes", "50", "--gop-size", "25", "--num-short", "2"]
+    ranges.main([*small, "--turns", "1", "--megabytes-per-second", "1000"])
     lines = capsys.readouterr().out.splitlines()
     names = ["long, whole", "long, parts", "long", "short, whole", "short, parts", "short"]
     assert [line.split(":")[0] for line in lines] == names
