@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--latency", type=float, default=0.03, help="seconds before each answer (default 0.03)")
     parser.add_argument("--megabytes-per-second", type=float, default=100.0, help="of the store (default 100)")
     parser.add_argument("--gop-size", type=int, default=250, help="frames from a key frame to the next (default 250)")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=4)
     return parser.parse_args(arguments)
 
 
@@ -112,8 +112,8 @@ def measure(url: str, names: Sequence[str], *, turns: int) -> dict[str, tuple[fl
         stage._sandbox.decode(make_video(num_frames=5))  # its child has started
     seconds: dict[str, list[float]] = {way: [] for way in stages}
     num_bytes, views = {}, {}
-    for _ in range(turns):
-        for way, stage in stages.items():
+    for turn in range(turns):
+        for way, stage in list(stages.items())[:: 1 if turn % 2 else -1]:  # the second of a turn is a little faster
             started = time.perf_counter()
             table = stage(plan)
             seconds[way].append(time.perf_counter() - started)
