@@ -77,10 +77,10 @@ ORDER = {
     "results": [
         *("merged", "read", "compact", "verify", "similar", "moments", "detection", "evaluation"),
         *("parts", "runs", "changes", "run_rows", "profile", "views", "session", "table", "formats", "ddl"),
-        *("examples", "overview", "query", "comparison", "compare", "show"),
+        *("examples", "overview", "query", "comparison", "compare", "naming", "forget", "show"),
         *("advice", "report_run", "report_found", "report_change", "report", "status", "nightly"),
     ],
-    "cli": ["help", "parsing", "verdict_line", "completion", "demo", "preview", "main"],
+    "cli": ["help", "parsing", "verdict_line", "demo", "preview", "completion", "main"],
 }
 """The order within a package: a module imports only from those before it."""
 
@@ -95,7 +95,7 @@ ONLY_IN = {
 
 LOCATED_IN = {
     *("checkpoints.resolve", "sources.labels", "sources.manifest", "sources.manifest_file", "sources.kept_columns"),
-    *("storage.fetch", "storage.store"),
+    *("storage.fetch", "storage.store", "results.naming", "results.forget"),
 }
 """Where a URI is parsed, once; what these modules call takes the `Location`."""
 

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 
-from vidray.checkpoints.new import NewConfig
+from vidray.cli.completion import configs_of_commands
 from vidray.cli.main import parse
-from vidray.results.compare import CompareConfig
-from vidray.results.moments import ExportConfig
 from vidray.results.nightly import NightlyConfig
-from vidray.results.query import QueryConfig
-from vidray.results.report import ReportConfig
-from vidray.results.show import ShowConfig
-from vidray.results.similar import SimilarConfig
-from vidray.results.status import StatusConfig
 from vidray.scoring.config import ScoreConfig
-from vidray.training.config import EvaluateConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,14 +43,16 @@ def test_links_and_flags_in_the_docs_exist(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert ((ROOT / page).parent / target).exists(), target
-    configs = (ScoreConfig, TrainConfig, EvaluateConfig, NewConfig)
-    configs = (*configs, ExportConfig, SimilarConfig, QueryConfig, ReportConfig, CompareConfig, ShowConfig)
-    configs = (*configs, StatusConfig, NightlyConfig)
-    fields = [*(name for config in configs for name in config.__dataclass_fields__), *limit_names()]
+    configs = configs_of_commands().values()
+    fields = [*(name for config in configs if config for name in fields_of(config)), *limit_names()]
     flags = {name.replace("_", "-") for name in fields}
     others = {"working-dir", "help", "address", "no-frames", "no-profile"}
     for flag in re.findall(r"(?<![\w-])--([a-z][a-z-]+)", text):
         assert flag in flags | others, f"--{flag}"
+
+
+def fields_of(config) -> list[str]:
+    return list(getattr(typing.get_origin(config) or config, "__dataclass_fields__", ()))
 
 
 def limit_names() -> list[str]:

@@ -17,6 +17,7 @@ from vidray.flags import known_flags
 from vidray.models.catalogue import ModelsConfig
 from vidray.results.compact import CompactConfig
 from vidray.results.compare import CompareConfig
+from vidray.results.forget import ForgetConfig
 from vidray.results.moments import ExportConfig
 from vidray.results.nightly import NightlyConfig
 from vidray.results.query import QueryConfig
@@ -34,6 +35,7 @@ COMMANDS = {
     "verify": VerifyConfig,
     "query": QueryConfig,
     "compact": CompactConfig,
+    "forget": ForgetConfig,
     "export": ExportConfig,
     "similar": SimilarConfig,
     "compare": CompareConfig,

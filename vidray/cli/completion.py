@@ -64,3 +64,34 @@ def _fish(flags: Mapping[str, Mapping[str, Any]]) -> str:
             asked = f" -x -a '{words}'" if words else "" if hint is bool else " -r"
             lines.append(f"complete -c vidray -n '__fish_seen_subcommand_from {name}' -l {flag[2:]}{asked}")
     return "\n".join(lines) + "\n"
+
+
+def configs_of_commands() -> dict[str, Any]:
+    """The config of each command that has flags of its own; None for the one that has none."""
+    from vidray.checkpoints.convert import Conversion
+    from vidray.checkpoints.new import NewConfig
+    from vidray.cli.demo import DemoConfig
+    from vidray.cli.preview import PreviewConfig
+    from vidray.models.catalogue import ModelsConfig
+    from vidray.results.compact import CompactConfig
+    from vidray.results.compare import CompareConfig
+    from vidray.results.forget import ForgetConfig
+    from vidray.results.moments import ExportConfig
+    from vidray.results.nightly import NightlyConfig
+    from vidray.results.query import QueryConfig
+    from vidray.results.report import ReportConfig
+    from vidray.results.show import ShowConfig
+    from vidray.results.similar import SimilarConfig
+    from vidray.results.status import StatusConfig
+    from vidray.results.verify import VerifyConfig
+    from vidray.scoring.config import ScoreConfig
+    from vidray.training.config import EvaluateConfig, TrainConfig
+
+    return {
+        **{"score": ScoreConfig, "verify": VerifyConfig, "query": QueryConfig, "similar": SimilarConfig},
+        **{"compact": CompactConfig, "compare": CompareConfig, "forget": ForgetConfig, "report": ReportConfig},
+        **{"show": ShowConfig, "nightly": NightlyConfig, "status": StatusConfig},
+        **{"train": TrainConfig, "evaluate": EvaluateConfig},
+        **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
+        **{"export": ExportConfig, "demo": DemoConfig, "completion": None},
+    }

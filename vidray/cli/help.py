@@ -32,6 +32,10 @@ EXAMPLES = {
         'vidray query --output scores "SELECT label, count(*) FROM predictions GROUP BY label" --to labels.csv',
     ),
     "compact": ("vidray compact --output scores", "vidray compact --output s3://bucket/scores/"),
+    "forget": (
+        "vidray forget --output scores --uri /videos/a.mp4 --dry-run",
+        "vidray forget --output s3://bucket/scores/ --manifest erase.csv",
+    ),
     "export": (
         "vidray export --output scores --to moments.csv",
         "vidray export --output scores --format webvtt --to chapters --min-score 0.8",

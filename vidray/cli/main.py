@@ -42,6 +42,7 @@ commands:
   verify      check an output: parts against plans and keys, row by row
   query       ask an output in SQL; without SQL an overview: videos, labels, failures, nights
   compact     copy many small parts into few files, which make queries of a year of nights quick
+  forget      take videos out of an output for good, as a request for erasure asks
   export      write when something happens in each video: CSV, ActivityNet's JSON, chapters for a browser
   similar     list the videos most like one of them, or pairs that are nearly the same, by their embeddings
   compare     print what changed from one run of score to another; an exit code for what is too much
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "verify": verify,
         "query": query,
         "compact": compact,
+        "forget": forget,
         "export": export,
         "similar": similar,
         "compare": compare,
@@ -207,6 +209,17 @@ def compact(arguments: list[str]) -> int:
     config = parse(CompactConfig, arguments, prog="vidray compact")
     print(run_compaction(config))
     print(f"next: vidray query --output {shlex.quote(config.output)}")
+    return 0
+
+
+def forget(arguments: list[str]) -> int:
+    """``vidray forget``."""
+    from vidray.results.forget import ForgetConfig, format_forgotten
+    from vidray.results.forget import forget as run_forgetting
+
+    config = parse(ForgetConfig, arguments, prog="vidray forget")
+    print("\n".join(format_forgotten(run_forgetting(config), dry_run=config.dry_run)))
+    print(f"next: vidray verify --output {shlex.quote(config.output)}")
     return 0
 
 
@@ -353,23 +366,7 @@ def models(arguments: list[str]) -> int:
 
 def completion(arguments: list[str]) -> int:
     """``vidray completion``."""
-    from vidray.checkpoints.convert import Conversion
-    from vidray.checkpoints.new import NewConfig
-    from vidray.cli.completion import SHELLS, completion_script
-    from vidray.cli.demo import DemoConfig
-    from vidray.cli.preview import PreviewConfig
-    from vidray.models.catalogue import ModelsConfig
-    from vidray.results.compact import CompactConfig
-    from vidray.results.compare import CompareConfig
-    from vidray.results.moments import ExportConfig
-    from vidray.results.nightly import NightlyConfig
-    from vidray.results.query import QueryConfig
-    from vidray.results.report import ReportConfig
-    from vidray.results.show import ShowConfig
-    from vidray.results.similar import SimilarConfig
-    from vidray.results.status import StatusConfig
-    from vidray.results.verify import VerifyConfig
-    from vidray.training.config import EvaluateConfig, TrainConfig
+    from vidray.cli.completion import SHELLS, completion_script, configs_of_commands
 
     if "-h" in arguments or "--help" in arguments:
         print(inspect.cleandoc(sys.modules["vidray.cli.completion"].__doc__ or ""))
@@ -377,15 +374,7 @@ def completion(arguments: list[str]) -> int:
     shell = arguments[0] if len(arguments) == 1 else " ".join(arguments)
     if shell not in SHELLS:
         raise UsageError(f"vidray completion: got {shell!r}, allowed are {', '.join(SHELLS)}")
-    configs = {
-        **{"score": ScoreConfig, "verify": VerifyConfig, "query": QueryConfig, "similar": SimilarConfig},
-        **{"compact": CompactConfig, "compare": CompareConfig, "report": ReportConfig, "show": ShowConfig},
-        **{"nightly": NightlyConfig, "status": StatusConfig},
-        **{"train": TrainConfig, "evaluate": EvaluateConfig},
-        **{"preview": PreviewConfig, "new": NewConfig, "convert": Conversion, "models": ModelsConfig},
-        **{"export": ExportConfig, "demo": DemoConfig, "completion": None},
-    }
-    print(completion_script(shell, configs), end="")
+    print(completion_script(shell, configs_of_commands()), end="")
     return 0
 
 

@@ -37,6 +37,9 @@ KEYS_SCHEMA = pa.schema(
 """One row per attempt. ``attempts`` numbers the rows of a key; ``video_attempts`` counts those of them that speak
 against the video."""
 
+KEYS_FOLDER = "_keys"
+"""Where keys of many runs lie in one file."""
+
 MIN_RUNS_TO_MERGE = 64
 """So many key files are read one by one before they are merged."""
 
@@ -107,8 +110,7 @@ def read_run_keys(store: Store, run_id: str, *, num_threads: int = 8) -> pa.Tabl
 
 def check_complete(plan: pa.Table, keys: pa.Table, *, result_key: str) -> None:
     """Raise RunError unless ``keys`` are those of the plan's rows (``output.VIDEO``), each once."""
-    rows = plan.select(output.VIDEO).append_column("result_key", pa.repeat(result_key, plan.num_rows))
-    want, got = (_sorted_keys(table) for table in (_with_keys(rows), keys))
+    want, got = (_sorted(column) for column in (keys_of_videos(plan, result_key=result_key), keys["key"]))
     if want.equals(got):
         return
     raise RunError(
@@ -118,8 +120,14 @@ def check_complete(plan: pa.Table, keys: pa.Table, *, result_key: str) -> None:
     )
 
 
-def _sorted_keys(keys: pa.Table) -> pa.Array:
-    array = keys["key"].combine_chunks()
+def keys_of_videos(videos: pa.Table, *, result_key: str) -> pa.ChunkedArray:
+    """The key of each row of a plan (``output.VIDEO``), in any order."""
+    rows = videos.select(output.VIDEO).append_column("result_key", pa.repeat(result_key, videos.num_rows))
+    return _with_keys(rows)["key"]
+
+
+def _sorted(keys: pa.ChunkedArray) -> pa.Array:
+    array = keys.combine_chunks()
     return array.take(pc.array_sort_indices(array))
 
 
@@ -152,7 +160,7 @@ def merge_keys(store: Store, *, min_runs: int = MIN_RUNS_TO_MERGE) -> None:
     table = pa.concat_tables([KEYS_SCHEMA.empty_table(), *(keys for keys, _ in files.values())])
     data = output.parquet_bytes(table, {"runs": {run: num_parts for run, (_, num_parts) in files.items()}})
     with contextlib.suppress(FileExistsError):  # an attempt that was cut off afterwards merged the same runs
-        store.create(f"_keys/{len(finished):08d}.parquet", data)
+        store.create(f"{KEYS_FOLDER}/{len(finished):08d}.parquet", data)
 
 
 def _read_key_files(store: Store, runs: list[str]) -> dict[str, tuple[pa.Table, int | None]]:
@@ -177,7 +185,7 @@ class _Merged:
 
 
 def _read_merged(store: Store) -> _Merged:
-    files = store.list("_keys")
+    files = store.list(KEYS_FOLDER)
     if not files:
         return _Merged()
     table = pq.read_table(io.BytesIO(store.read(files[-1])))
