@@ -25,6 +25,12 @@ def _impatient() -> None:
     retry.configure(deadline_seconds=3.0)
 
 
+@pytest.fixture(autouse=True)
+def _no_screen(monkeypatch) -> None:
+    """No test prints for a screen of some width unless it says so."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[servers.Server]:
     """An S3 server; its environment variables are set, so that child processes reach it too."""

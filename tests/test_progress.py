@@ -7,6 +7,7 @@ import pickle
 import re
 
 import pytest
+from tqdm import tqdm
 
 from tests.support import runs
 from vidray.progress import Progress, StepLine, format_bytes, format_seconds
@@ -33,6 +34,16 @@ def test_on_a_terminal_the_line_is_redrawn_and_leaves_no_rest():
     assert shown(out) == "starting"
     progress.say("done")
     assert out.getvalue().endswith("done\n")
+    assert shown(out) == ""
+
+
+def test_a_bar_that_somebody_else_left_open_does_not_move_ours():
+    with tqdm(total=10, file=io.StringIO()), tqdm(total=10, file=io.StringIO()):
+        out = Terminal()
+        progress = Progress(out=out)
+        progress.start(total=1000, done=400)
+        progress.clear()
+    assert "\x1b[A" not in out.getvalue()
     assert shown(out) == ""
 
 

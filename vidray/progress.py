@@ -166,6 +166,7 @@ class Progress:
             file=self._out if self._is_live else io.StringIO(),
             dynamic_ncols=self._is_live,
             leave=False,
+            position=0,  # not below a bar that somebody else in this process has left open
         )
 
     def _clear(self) -> None:
