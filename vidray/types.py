@@ -349,9 +349,9 @@ class Scores:
     """What the model says about one video."""
 
     top_k: tuple[tuple[str, float], ...] = ()
-    """(label, score), best first; empty if there is an error."""
+    """(label, score), best first; empty if there is an error, or if no labels were asked for."""
     logits: np.ndarray | None = None
-    """(V, num_labels) float32, clip-major as the views are; None if there is an error."""
+    """(V, num_labels) float32, clip-major as the views are; None where there are no labels."""
     embedding: np.ndarray | None = None
     """(features,) float32, the mean over the views; None if none was asked for, or if there is an error."""
     error: str | None = None

@@ -314,7 +314,8 @@ def test_result_key_changes_with_everything_that_could_change_a_score() -> None:
     keys += [result_key("a", view, precision=precision) for precision in ("bf16", "fp16")]
     kinds = [(precision, kind) for precision in ("fp32", "bf16") for kind in ("mean", "unit")]
     keys += [result_key("a", view, precision=precision, embedding=kind) for precision, kind in kinds]
-    assert len(set(keys)) == len(changes) + 1 + 2 + 4
+    keys += [result_key("a", view, precision=precision, embedding=kind, has_labels=False) for precision, kind in kinds]
+    assert len(set(keys)) == len(changes) + 1 + 2 + 4 + 4
     assert all(len(key) == 32 and int(key, 16) >= 0 for key in keys)
 
 

@@ -99,6 +99,7 @@ class Checkpoint:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """() where features are wanted in place of scores: see `without_labels`."""
         return self.meta.labels
 
     @property
@@ -158,13 +159,31 @@ def with_labels(checkpoint: Checkpoint, labels: Sequence[str], *, prompt: str) -
     return dataclasses.replace(checkpoint, meta=meta, texts=texts)
 
 
+def without_labels(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint that gives features alone, for which a bare backbone will do.
+
+    Raises:
+        UsageError: what it compares with texts is no feature of the clip alone.
+    """
+    family = checkpoint.family
+    allowed = f"a model that does not need texts ({family.model_type} compares videos with them)"
+    require(not family.reads_labels, "--no-labels", True, allowed)
+    return dataclasses.replace(checkpoint, meta=dataclasses.replace(checkpoint.meta, labels=()))
+
+
 def result_key(
-    fingerprint: str, view: ViewConfig, *, precision: str = "fp32", embedding: EmbeddingKind | None = None
+    fingerprint: str,
+    view: ViewConfig,
+    *,
+    precision: str = "fp32",
+    embedding: EmbeddingKind | None = None,
+    has_labels: bool = True,
 ) -> str:
     """32 hex digits that change whenever results could: with the checkpoint, with how videos become views, with the
-    arithmetic where it is not fp32, and with the embeddings where there are some (so that keys from before these two
-    counted stay)."""
+    arithmetic where it is not fp32, with the embeddings where there are some, and with the labels where there are none
+    (so that keys from before these three counted stay)."""
     more = [*([] if precision == "fp32" else [precision]), *([] if embedding is None else [f"embedding {embedding}"])]
+    more += [] if has_labels else ["no labels"]
     text = "\n".join((_RESULT_KEY_SALT, fingerprint, view.to_json(), *more))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -172,7 +191,7 @@ def result_key(
 def load_model(
     checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, only_scores: bool = False
 ) -> torch.nn.Module:
-    """The network with its weights, in eval mode, on the CPU.
+    """The network with its weights, in eval mode, on the CPU. Of a checkpoint without labels the logits are features.
 
     Args:
         dtype: of the weights; None: float32.
@@ -182,11 +201,13 @@ def load_model(
     Raises:
         UsageError: weights are missing, left over or of another shape, or the files changed since they were read.
     """
-    from vidray.models.loading import load_weights
-
     family, folder = checkpoint.family, local_folder(checkpoint)
+    if checkpoint.labels:
+        from vidray.models.loading import load_weights as load
+    else:
+        from vidray.models.backbone import load_features as load
     require_labels(checkpoint)
-    model: Any = load_weights(family, config=checkpoint.config, folder=folder, dtype=dtype)
+    model: Any = load(family, config=checkpoint.config, folder=folder, dtype=dtype)
     if checkpoint.texts:
         model.read(checkpoint.texts, folder=folder)
     if only_scores:
@@ -350,7 +371,8 @@ def _check_head(shapes: dict[str, list[int]], *, family: Family, config: dict[st
     if shape is None:
         raise UsageError(
             f"{location} has no classifier ({family.head_key} is not among its weights): it is a pre-trained backbone. "
-            "Fine-tune it first, or name a fine-tuned checkpoint"
+            "Fine-tune it first, or name a fine-tuned checkpoint; for features alone take vidray score --embeddings "
+            "--no-labels"
         )
     if shape[0] != num_labels:
         raise UsageError(f"{location}: {family.head_key} has {shape[0]} rows for the {num_labels} labels of id2label")

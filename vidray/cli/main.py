@@ -174,7 +174,8 @@ def _run_night(job: ScoreJob, run: Callable[[], object], config: ScoreConfig, en
         return 0
     try:
         run()
-        job.progress.say(f"next: vidray query --output {shlex.quote(job.store.uri)}")
+        ask = "similar --duplicates 0.98" if job.config.no_labels else "query"
+        job.progress.say(f"next: vidray {ask} --output {shlex.quote(job.store.uri)}")
     finally:
         ending.verdict = job.verdict
     return 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vidray.errors import UsageError
@@ -59,6 +59,13 @@ class Family:
     """True if it has no classes of its own, but compares a clip with texts (``--labels``)."""
     head_key: str = "classifier.weight"
     """The classifier's weights, (num_labels, features), in the weights file."""
+    pooler: tuple[str, ...] = ()
+    """Modules that are trained with the classifier and make its input of the backbone's tokens. Where a backbone comes
+    without them, its feature is the mean of its tokens."""
+    pretraining_tensors: tuple[str, ...] = ()
+    """Beginnings of the names of tensors that come with a published backbone and say nothing of its features."""
+    backbone_options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the backbone's forward that leave out what makes no features."""
     mean: tuple[float, float, float]
     """Of the published checkpoints; used only where neither the processor JSON says it nor the class that it names."""
     std: tuple[float, float, float]
@@ -122,6 +129,8 @@ _ROWS = (
         default_num_frames=16,
         default_size=224,
         input_rule="exact",
+        pooler=("fc_norm",),
+        pretraining_tensors=("decoder.", "encoder_to_decoder.", "mask_token"),
         **_IMAGENET,
     ),
     _transformers(
@@ -150,6 +159,7 @@ _ROWS = (
         std=(0.5, 0.5, 0.5),
         rescale_factor=1 / 127.5,
         offset=True,
+        pretraining_tensors=("pooler.",),  # VivitModel has one, which no classifier uses
     ),
     _transformers(
         "vjepa2",
@@ -162,6 +172,8 @@ _ROWS = (
         size_key="crop_size",
         default_size=256,
         input_rule="exact_size",  # Transformers tells rows and frames of tokens apart by its own size
+        pooler=("pooler",),
+        backbone_options={"skip_predictor": True},
         **_IMAGENET,
     ),
     _transformers(
@@ -176,6 +188,7 @@ _ROWS = (
         input_rule="exact",
         attention="eager",
         batches_side_by_side=False,
+        pooler=("head", "head_layernorm"),
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     ),

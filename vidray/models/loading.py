@@ -25,6 +25,15 @@ def load_weights(
     Raises:
         UsageError: tensors are missing, left over or of another shape.
     """
+    model, report = read_weights(family, config=config, folder=folder, dtype=dtype)
+    refuse_incomplete(report, folder)
+    return model
+
+
+def read_weights(
+    family: Family, *, config: dict[str, Any], folder: str, dtype: torch.dtype | None
+) -> tuple[Any, dict[str, Any]]:
+    """(the classifier in eval mode, Transformers' report of what does not fit, for `refuse_incomplete`)."""
     model_class, config_class = family.load_classes()
     with quiet():
         model, report = model_class.from_pretrained(
@@ -37,9 +46,8 @@ def load_weights(
             ignore_mismatched_sizes=True,  # they are reported, and refused below with all their names
             output_loading_info=True,
         )
-    _refuse_incomplete(report, folder)
     align(model)
-    return model.eval()
+    return model.eval(), report
 
 
 def align(model: torch.nn.Module) -> None:
@@ -52,7 +60,8 @@ def align(model: torch.nn.Module) -> None:
         tensor.data = tensor.data.clone()
 
 
-def _refuse_incomplete(report: dict[str, Any], folder: str) -> None:
+def refuse_incomplete(report: dict[str, Any], folder: str) -> None:
+    """Raise UsageError, with names, if anything in the report does not fit."""
     kinds = {
         "missing_keys": "parameters without a tensor in the file",
         "unexpected_keys": "tensors that the model has no place for",

@@ -27,6 +27,7 @@ from vidray.scoring.predictor import (
     choose_precision,
     device_lost,
     load_network,
+    not_finite,
 )
 from vidray.types import WHOLE_FILE, EmbeddingKind, Status, TimeRange, VideoInfo, ViewConfig
 from vidray.video.sampling import Chunk
@@ -122,7 +123,7 @@ class BatchingPredictor(ABC):
             torch.set_num_threads(1 if num_lanes > 1 else num_threads)
         self._model: Any = load_network(checkpoint, dtype=self._dtype, device=self.device)
         self.embedding = embedding
-        self._tap = FeatureTap(self._model, checkpoint.family) if embedding else None
+        self._tap = FeatureTap(self._model, checkpoint.family) if embedding and checkpoint.labels else None
         self._waiting: deque[Request] = deque()
         self._has_news = threading.Condition()
         for lane in range(num_lanes):
@@ -155,13 +156,16 @@ class BatchingPredictor(ABC):
         return request.answer
 
     def best(self, logits_VC: torch.Tensor, *, k: int | None = None) -> tuple[tuple[str, float], ...]:
-        """The best (label, score), best first, of the logits of one video: ``top_k`` of them, or ``k``.
+        """The best (label, score), best first, of the logits of one video: ``top_k`` of them, or ``k``. Of a checkpoint
+        without labels: none.
 
         Raises:
             VideoError: MODEL_ERROR if the logits are not finite.
         """
         if not torch.isfinite(logits_VC).all():
-            raise VideoError(Status.MODEL_ERROR, f"the model's logits are not finite in {self.precision}")
+            raise VideoError(Status.MODEL_ERROR, not_finite(self.checkpoint, self.precision))
+        if not self.checkpoint.labels:
+            return ()
         problem_type = self.checkpoint.meta.problem_type
         scores_C = aggregate(logits_VC, aggregation=self.view.aggregation, problem_type=problem_type)
         return top_k(scores_C, labels=self.checkpoint.labels, k=k or self._top_k)

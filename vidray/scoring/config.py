@@ -91,6 +91,9 @@ class ScoreConfig:
     --segments: of each window too): to search and group videos by what is in them. Labels and scores stay the same."""
     normalize: bool = False
     """With --embeddings: scale each embedding to length 1."""
+    no_labels: bool = False
+    """With --embeddings: keep nothing else, no label and no score. The model may be a pre-trained backbone, which has
+    none."""
     streaming: bool = False
     """Score whole videos frame by frame, in memory that does not grow with their length: every frame at the model's own
     rate (--stride), hours of them. For networks that keep a state: MoViNet stream."""
@@ -184,6 +187,7 @@ class ScoreConfig:
         for extension in self.extensions:
             good = re.fullmatch(r"\.[^./\s]+(\.[^./\s]+)*", extension) is not None
             require(good and extension == extension.lower(), "--extensions", extension, "like .asf, in lower case")
+        self._check_no_labels()
         require(not (self.embeddings and self.labels), "--embeddings", self.embeddings, "not with --labels")
         require(self.prompt == "{}" or self.labels is not None, "--prompt", self.prompt, "a prompt with --labels")
         keep = self.keep_columns
@@ -226,6 +230,14 @@ class ScoreConfig:
         self._check_times()
         if self.is_chunked:
             self._check_chunked("--streaming" if self.streaming else "--segments")
+
+    def _check_no_labels(self) -> None:
+        if not self.no_labels:
+            return
+        for flag in ("labels", "timeline"):
+            got = getattr(self, flag)
+            require(got is None, f"--{flag}", got, "none with --no-labels")
+        require(self.embeddings, "--no-labels", True, "only with --embeddings: nothing would be kept of a video")
 
     def _check_times(self) -> None:
         seconds = self.timeline

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidray import logs
-from vidray.checkpoints.checkpoint import read_checkpoint, require_labels, result_key, with_labels
+from vidray.checkpoints.checkpoint import read_checkpoint, require_labels, result_key, with_labels, without_labels
 from vidray.checkpoints.convert import parse_labels
 from vidray.errors import RunError, UsageError
 from vidray.models.families import require_stream
@@ -66,7 +66,9 @@ class ScoreJob:
         self.config = config
         self.progress = progress or Progress(logger=__name__)
         self.store = Store(config.output, conditional=not config.allow_unconditional_store)
-        self.checkpoint = read_checkpoint(config.model)
+        self.checkpoint = read_checkpoint(config.model, require_head=not config.no_labels)
+        if config.no_labels:
+            self.checkpoint = without_labels(self.checkpoint)
         if config.labels is not None:
             self.checkpoint = with_labels(self.checkpoint, parse_labels(config.labels), prompt=config.prompt)
         require_labels(self.checkpoint)
@@ -146,7 +148,11 @@ class ScoreJob:
         self.config = dataclasses.replace(self.config, device=device, precision=precision)
         self._precision = precision
         self.result_key = result_key(
-            self.checkpoint.fingerprint, self.view, precision=precision, embedding=self.config.embedding
+            self.checkpoint.fingerprint,
+            self.view,
+            precision=precision,
+            embedding=self.config.embedding,
+            has_labels=not self.config.no_labels,
         )
 
     @property

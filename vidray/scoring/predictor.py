@@ -93,7 +93,7 @@ class Predictor:
         self._dtype = DTYPES[self.precision]
         check_view(self.view, config=checkpoint.config, family=self._family)
         model = load_network(checkpoint, dtype=self._dtype, device=self.device)
-        self._tap = FeatureTap(model, self._family) if embedding else None
+        self._tap = FeatureTap(model, self._family) if embedding and checkpoint.labels else None
         self._model: Callable[..., Any] = torch.compile(model) if compile else model
 
     @property
@@ -181,7 +181,9 @@ class Predictor:
     def _score(self, found: _Found) -> Scores:
         logits_VC = found.logits
         if not torch.isfinite(logits_VC).all():
-            return Scores(error=f"the model's logits are not finite in {self.precision}")
+            return Scores(error=not_finite(self.checkpoint, self.precision))
+        if not self.checkpoint.labels:
+            return Scores(embedding=embed(logits_VC, kind=self.embedding or "mean"))
         problem_type = self.checkpoint.meta.problem_type
         scores = aggregate(logits_VC, aggregation=self.view.aggregation, problem_type=problem_type)
         best = top_k(scores, labels=self.checkpoint.labels, k=self.top_k)
@@ -194,9 +196,9 @@ class _Found(NamedTuple):
     """What the network says of some views, float32."""
 
     logits: torch.Tensor
-    """(N, num_labels)."""
+    """(N, num_labels); of a checkpoint without labels its features."""
     features: torch.Tensor | None
-    """(N, features), if embeddings are asked for."""
+    """(N, features), if embeddings are asked for beside labels."""
 
 
 def _split(batches: Sequence[_Found], lengths: Sequence[int]) -> list[_Found]:
@@ -213,6 +215,11 @@ class _BatchBuffers(NamedTuple):
     batch_size: int
     prefetchers: queue.SimpleQueue[Prefetcher]
     """One for each lane."""
+
+
+def not_finite(checkpoint: Checkpoint, precision: str) -> str:
+    """What to say of a video that the network gives no finite numbers for."""
+    return f"the model's {'logits' if checkpoint.labels else 'features'} are not finite in {precision}"
 
 
 def load_network(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:

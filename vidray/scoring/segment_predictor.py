@@ -31,7 +31,7 @@ class Window:
     """What the network says of a window."""
 
     logits: torch.Tensor
-    """(num_labels,) float32 on the CPU."""
+    """(num_labels,) float32 on the CPU; of a checkpoint without labels its features."""
     features: torch.Tensor | None
     """(features,) float32 on the CPU, if embeddings are asked for."""
     seconds: float
@@ -106,7 +106,8 @@ class SegmentPredictor(BatchingPredictor):
         frames_NTHWC = torch.from_numpy(np.stack([request.frames for request in batch])).to(self.device)
         family = self.checkpoint.family
         logits_NC = forward_views(self._model, frames_NTHWC, family=family, view=self.view, dtype=self._dtype).cpu()
-        features_NF = self._tap.take().cpu() if self._tap else [None] * len(batch)
+        beside_NF = self._tap.take().cpu() if self._tap else [None] * len(batch)
+        features_NF = beside_NF if self.checkpoint.labels else logits_NC
         seconds = (time.perf_counter() - started) / len(batch)
         return [
             Window(logits=logits, features=features, seconds=seconds)

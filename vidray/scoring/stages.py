@@ -209,9 +209,9 @@ def sandbox_columns(sandbox: Sandbox) -> dict[str, Any]:
 
 
 def score_columns(best: Sequence[tuple[str, float]]) -> dict[str, Any]:
-    """What the best (label, score), best first, say of a video."""
+    """What the best (label, score), best first, say of a video; nulls where there are none."""
     top_k = [{"label": label, "score": score} for label, score in best]
-    return {**top_k[0], "top_k": top_k}
+    return {**top_k[0], "top_k": top_k} if top_k else {"label": None, "score": None, "top_k": None}
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> pa.Array:
