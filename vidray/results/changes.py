@@ -15,8 +15,8 @@ MARKED = 0.1
 """Jensen-Shannon distance from which a change is worth a look."""
 
 COMPARED = {
-    "label": ("label", "status = 'ok'"),
-    "score": ("least(floor(score * 10), 9)", "status = 'ok'"),
+    "label": ("label", "label IS NOT NULL"),
+    "score": ("least(floor(score * 10), 9)", "score IS NOT NULL"),
     "status": ("status", "true"),
     "codec": ("codec", "codec IS NOT NULL"),
     "duration": ("floor(log2(greatest(duration_seconds, 0.001)))", "duration_seconds IS NOT NULL"),
@@ -63,7 +63,7 @@ class Flips:
     """Which videos have another label."""
 
     num_common: int
-    """Versions of objects that have an ``ok`` row on both sides."""
+    """Versions of objects that have a label on both sides."""
     num_changed: int
     pairs: Sequence[tuple[str, str, int]]
     """(label before, label after, videos), the most frequent first."""
@@ -141,7 +141,7 @@ def value_name(name: str, value: str | None) -> str:
     return value
 
 
-_COMMON = """FROM (SELECT * FROM before WHERE status = 'ok') b JOIN (SELECT * FROM after WHERE status = 'ok') a
+_COMMON = """FROM (FROM before WHERE label IS NOT NULL) b JOIN (FROM after WHERE label IS NOT NULL) a
 ON b.uri = a.uri AND b.etag IS NOT DISTINCT FROM a.etag
 AND b.start_seconds IS NOT DISTINCT FROM a.start_seconds AND b.end_seconds IS NOT DISTINCT FROM a.end_seconds"""
 

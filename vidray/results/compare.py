@@ -114,7 +114,7 @@ def _values(change: Change) -> list[dict[str, Any]]:
 
 def _flipped(found: Flips, width: int | None) -> list[str]:
     if not found.num_common:
-        return ["other model or views, and no object that both scored: nothing to compare"]
+        return ["other model or views, and no object that both gave a label: nothing to compare"]
     told = f"other model or views: {found.num_changed:,} of {count(found.num_common, 'video')} that both scored "
     lines = [told + f"({percent(found.share)}) have another label"]
     if found.pairs:

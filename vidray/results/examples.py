@@ -12,7 +12,7 @@ SELECT uri, label, score FROM predictions WHERE score BETWEEN 0.4 AND 0.6 ORDER 
 SELECT CAST(planned_at AS DATE) AS night, count(*) AS videos, avg(score) AS mean_score
 FROM predictions WHERE label = (SELECT mode(label) FROM predictions) GROUP BY night ORDER BY night""",
     "Labels that the last night brought for the first time": """
-SELECT label, count(*) AS videos, min(planned_at) AS since FROM all_attempts WHERE status = 'ok'
+SELECT label, count(*) AS videos, min(planned_at) AS since FROM all_attempts WHERE label IS NOT NULL
 GROUP BY label HAVING since = (SELECT max(planned_at) FROM all_attempts) ORDER BY videos DESC""",
     "Where two models disagree": """
 SELECT a.uri, a.label, b.label AS other, a.score, b.score AS other_score

@@ -18,7 +18,8 @@ FROM predictions GROUP BY result_key, status, label"""
 """The one pass over all rows; all else is asked of what it gives."""
 _MODELS = """
 SELECT any_value(model) AS model, result_key, sum(videos)::BIGINT AS videos,
-       coalesce(sum(videos) FILTER (status = 'ok'), 0)::BIGINT AS with_label, max(scored_at) AS last_scored_at
+       coalesce(sum(videos) FILTER (status = 'ok'), 0)::BIGINT AS ok,
+       coalesce(sum(videos) FILTER (label IS NOT NULL), 0)::BIGINT AS with_label, max(scored_at) AS last_scored_at
 FROM counts GROUP BY result_key ORDER BY last_scored_at DESC NULLS LAST, result_key"""
 _LABELS = """
 SELECT label, videos, mean_score FROM counts
@@ -51,9 +52,9 @@ def overview(session: Session, *, width: int | None) -> str:
         sections.append(_section("models; below the one that scored last, --result-key chooses", models, width))
     sections += [
         _section("labels", labels, width),
-        _section("without a label", session.run(_FAILURES.format(key=key)), width),
+        _section("without a label" if labels.num_rows else "failed", session.run(_FAILURES.format(key=key)), width),
         _section("runs", session.run(_NIGHTS), width),
-        _next(session.uri, labels),
+        _next(session.uri, newest, labels),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -61,11 +62,16 @@ def overview(session: Session, *, width: int | None) -> str:
 def _headline(uri: str, newest: dict[str, object]) -> str:
     time = newest["last_scored_at"]
     last = f", the last scored {time:%Y-%m-%d %H:%M} UTC" if isinstance(time, datetime.datetime) else ""
-    without = int(str(newest["videos"])) - int(str(newest["with_label"]))
-    return (
-        f"{uri}\n{newest['videos']:,} videos by {newest['model'] or 'a model'}{last}: "
-        f"{newest['with_label']:,} with a label, {without:,} without"
-    )
+    num_videos, num_ok, num_labelled = (int(str(newest[name])) for name in ("videos", "ok", "with_label"))
+    found = f"{num_labelled:,} with a label, {num_videos - num_labelled:,} without"
+    if _has_no_labels(newest):
+        found = f"{num_ok:,} with an embedding and no label (--no-labels), {num_videos - num_ok:,} failed"
+    return f"{uri}\n{num_videos:,} videos by {newest['model'] or 'a model'}{last}: {found}"
+
+
+def _has_no_labels(newest: dict[str, object]) -> bool:
+    """True if nobody asked for labels: a video that was scored with some has one."""
+    return newest["ok"] != 0 and newest["with_label"] == 0
 
 
 def _section(title: str, table: pa.Table, width: int | None) -> str:
@@ -75,7 +81,12 @@ def _section(title: str, table: pa.Table, width: int | None) -> str:
     return f"{title}\n{format_table(table.slice(0, _MOST), width=width)}{more}"
 
 
-def _next(uri: str, labels: pa.Table) -> str:
+def _next(uri: str, newest: dict[str, object], labels: pa.Table) -> str:
+    if _has_no_labels(newest):
+        return (
+            f"next: vidray similar --output {shlex.quote(uri)} --duplicates 0.98\n"
+            f'      vidray query --output {shlex.quote(uri)} "FROM embeddings" --format parquet --to FILE'
+        )
     where = f"label = {literal(labels['label'][0].as_py())}" if labels.num_rows else "status <> 'ok'"
     what = "uri, score" if labels.num_rows else "uri, status, error"
     order = " ORDER BY score DESC" if labels.num_rows else ""

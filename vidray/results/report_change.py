@@ -58,7 +58,7 @@ def _flipped(db: duckdb.DuckDBPyConnection, other: Run) -> Section:
     found = flips(db)
     text = f"Against the model and views of run {other.run_id}, on the objects that both scored."
     if not found.num_common:
-        return Section(title=TITLE, text=text, blocks=[Text(text="No object was scored by both.", tone="warn")])
+        return Section(title=TITLE, text=text, blocks=[Text(text="No object was given a label by both.", tone="warn")])
     told = f"{found.num_changed:,} of {count(found.num_common, 'video')} ({percent(found.share)}) have another label."
     blocks: list[Block] = [Text(text=told)]
     if found.pairs:

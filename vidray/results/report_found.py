@@ -43,6 +43,9 @@ def section(db: duckdb.DuckDBPyConnection, store: Store, *, with_frames: bool) -
     ).fetchall()
     if not num_ok:
         return Section(title="What was found", blocks=[Text(text="No video was scored.", tone="warn")])
+    if not num_labels:
+        text = f"{count(num_ok, 'video')} with an embedding and no label (--no-labels). vidray similar compares them."
+        return Section(title="What was found", text=text, blocks=[])
     least = db.execute(f"{_PLACES} ORDER BY score, uri LIMIT {_NUM_CARDS}").fetchall()
     most = db.execute(
         f"""SELECT part, place, label, score FROM ({_PLACES}

@@ -189,7 +189,10 @@ def _stored_scores(row: dict[str, Any], most: int) -> ShownScores:
     time = f", {row['scored_at']:%Y-%m-%d %H:%M}" if row["scored_at"] else ""
     title = f"in the output, by {row['model'] or 'a model'}{time}"
     lines = [] if row["status"] == Status.OK else [f"{row['status']}: {row['error'] or ''}"]
-    lines += _windows(row["segments"] or [])
+    if row["status"] == Status.OK and row["label"] is None:
+        lines.append("an embedding and no label (--no-labels)")
+    else:
+        lines += _windows(row["segments"] or [])
     if row["num_rows"] > 1:
         lines.append(f"the last of its {row['num_rows']} rows there, which are of other models, views or spans")
     top_k = [(one["label"], one["score"]) for one in (row["top_k"] or [])[:most]]
