@@ -96,7 +96,9 @@ def export(config: ExportConfig) -> str | None:
     for block in CurrentRows(config.output).latest("segments"):
         for row in block.to_pylist():  # of a video, or of a span of one
             if row["segments"][0]["label"] is None:
-                raise RunError(f"{config.output} holds segments without labels (--no-labels), of which no moments are made")
+                raise RunError(
+                    f"{config.output} holds segments without labels (--no-labels), of which no moments are made"
+                )
             segments.setdefault(row["uri"], []).extend(_counting(row["segments"], min_score=config.min_score))
     if not segments:
         raise RunError(f"{config.output} holds no segments; vidray score --segments SECONDS finds them")
