@@ -24,8 +24,9 @@ def db():
 
 def fill(db, table, number, *, label="run", score=0.9, codec="h264", status="ok", start=0):
     db.execute(
-        f"""INSERT INTO {table} SELECT 'v' || i, '1', '{status}', '{label}', {score}, '{codec}', 10, 5000, NULL, NULL
-        FROM range({start}, {start + number}) t(i)"""
+        f"""INSERT INTO {table} SELECT 'v' || i, '1', '{status}', ?, ?, '{codec}', 10, 5000, NULL, NULL
+        FROM range({start}, {start + number}) t(i)""",
+        [label, None if label is None else score],
     )
 
 
@@ -71,7 +72,7 @@ def test_flips_count_versions_that_both_scored(db):
     fill(db, "before", 10)
     fill(db, "after", 6)
     fill(db, "after", 3, label="jump", score=0.8, start=6)
-    fill(db, "after", 1, label="", status="corrupt", start=9)
+    fill(db, "after", 1, label=None, status="corrupt", start=9)
     db.execute("UPDATE after SET etag = '2' WHERE uri = 'v6'")
     found = flips(db)
     assert (found.num_common, found.num_changed) == (8, 2)
