@@ -71,7 +71,7 @@ ORDER = {
         *("prefetcher", "clip_source"),
     ],
     "training.loop": [
-        *("ranks", "step_timer", "layers", "optim", "mixing", "build"),
+        *("gradients", "ranks", "step_timer", "layers", "optim", "mixing", "build"),
         *("background", "state", "position", "task", "checkpoint_writer", "loop"),
     ],
     "results": [

@@ -33,6 +33,7 @@ from vidray.training.data.bad_videos import BadVideo
 from vidray.training.data.batch import Batch
 from vidray.training.evaluate import EvalSpec, evaluate
 from vidray.training.loop.build import build_model
+from vidray.training.loop.gradients import GradientSum
 from vidray.training.loop.loop import Loop
 from vidray.training.loop.ranks import Ranks
 from vidray.training.loop.task import TrainingTask
@@ -150,13 +151,22 @@ class Trained:
 
 
 class _Watching(Ranks):
-    """Ranks that note which parameters come without a gradient, which `sum_gradients` would take for zero."""
+    """Ranks that note which parameters come without a gradient, which the sum would take for zero."""
 
     lacking: set[int] = set()  # noqa: RUF012
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.lacking.update(id(parameter) for parameter in parameters if parameter.grad is None)
-        super().sum_gradients(parameters)
+    def gradient_sum(self, parameters: Sequence[nn.Parameter]) -> GradientSum:
+        return _WatchingSum(parameters, self.lacking)
+
+
+class _WatchingSum(GradientSum):
+    def __init__(self, parameters: Sequence[nn.Parameter], lacking: set[int]) -> None:
+        super().__init__(parameters, world_size=2)
+        self._learning, self._lacking = parameters, lacking
+
+    def finish(self) -> None:
+        self._lacking.update(id(parameter) for parameter in self._learning if parameter.grad is None)
+        super().finish()
 
 
 def _train(

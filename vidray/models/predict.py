@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,11 +21,23 @@ def normalise(views_NTHWC: torch.Tensor, *, view: ViewConfig, dtype: torch.dtype
     Computed in float32 whatever ``dtype`` is: bfloat16 has 8 significant bits, and would round the pixels first.
     """
     n, t, h, w, c = views_NTHWC.shape
-    mean, std = (torch.tensor(values, dtype=torch.float64) * 255 for values in (view.mean, view.std))
-    # One row of pixels at a time, R G B R G B …: a broadcast over 3 channels alone is too short for vector units.
-    scale_WC, bias_WC = ((values.float().repeat(w)).to(views_NTHWC.device) for values in (1 / std, -mean / std))
+    scale_WC, bias_WC = _scale_and_bias(view.mean, view.std, w, views_NTHWC.device)
     rows = views_NTHWC.reshape(n, t, h, w * c).float().mul_(scale_WC).add_(bias_WC)
     return rows.view(n, t, h, w, c).permute(0, 1, 4, 2, 3).to(dtype)
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # training uses them too
+def _scale_and_bias(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kept: to copy new constants to a GPU, before every forward, is to wait until it has caught up.
+
+    For one row of pixels, R G B R G B …: a broadcast over 3 channels alone is too short for vector units.
+    """
+    mean_C, std_C = (torch.tensor(values, dtype=torch.float64) * 255 for values in (mean, std))
+    scale_WC, bias_WC = ((values.float().repeat(width)).to(device) for values in (1 / std_C, -mean_C / std_C))
+    return scale_WC, bias_WC
 
 
 def forward_views(

@@ -106,6 +106,16 @@ def test_each_worker_sees_its_own_gpu(runners, monkeypatch):
     assert {told for table in runner.run(plan(100)) for told in table["told"].to_pylist()} == {"2", "GPU-5a"}
 
 
+def test_what_makes_computing_on_cpus_fast_is_not_set_for_workers_with_a_gpu(runners, monkeypatch):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    monkeypatch.setattr(local, "find_gpus", lambda: ("0",))
+    told = {}
+    for device in ("cpu", "cuda"):
+        (table,) = run_of(runners, spec(Tells, variable="MALLOC_ARENA_MAX"), device=device).run(plan(1))
+        (told[device],) = table["told"].to_pylist()
+    assert told == {"cpu": "1", "cuda": None}
+
+
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 

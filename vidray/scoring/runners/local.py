@@ -343,5 +343,6 @@ class _Worker:
 def _environment(gpu: str | None) -> dict[str, str]:
     """What a worker needs to know before it starts: libraries read these when they are loaded."""
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-    visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-    return {**ENVIRONMENT, **os.environ, "PYTHONPATH": paths, **visible}
+    if gpu is not None:
+        return {**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": gpu}
+    return {**ENVIRONMENT, **os.environ, "PYTHONPATH": paths}

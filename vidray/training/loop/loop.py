@@ -1,7 +1,7 @@
 """The training loop: plain torch, one process of any number. What it needs is given to it; no Ray, no files, no videos.
 
     epoch: global batch k = slice [kG, (k+1)G) of the epoch's order; each rank has its part of it
-    step:  forward and backward per micro-batch ─> one sum of gradients ─> clip ─> AdamW ─> moving average
+    step:  forward and backward per micro-batch, the last with the sum of gradients ─> clip ─> AdamW ─> moving average
     then:  validate ─> best? ─> state
 
 Every loss is divided by the weight of the whole global batch, so the number of workers does not change the mathematics,
@@ -88,6 +88,7 @@ class Loop:
         ranks.copy_from_first([tensor.data for tensor in (*task.model.parameters(), *task.model.buffers())])
         decay = self.config.ema_decay
         self._average = moving_average(task.model, decay) if decay > 0 else None
+        self._gradients = ranks.gradient_sum(self._parameters)
 
     def run(self) -> TrainingPosition:
         """Train from its position to the end."""
@@ -169,7 +170,7 @@ class Loop:
         with self._timer.phase("forward_backward"):
             loss, num_valid = self._backward(batch, total)
         with self._timer.phase("communication"):
-            self.ranks.sum_gradients(self._parameters)
+            self._gradients.finish()
             self.ranks.average(self._buffers)
         with self._timer.phase("optimizer"):
             rate = self.hyper.learning_rate * learning_rate_factor(step, num_steps=self.num_steps, hyper=self.hyper)
@@ -179,7 +180,7 @@ class Loop:
 
     def _total_weight(self, batch: Batch) -> torch.Tensor:
         """The weight of the global batch, at least something above 0: all its videos may be bad."""
-        total = batch.weights.sum().to(self.ranks.device)
+        total = self._to_device(batch.weights.sum())
         with self._timer.phase("communication"):
             self.ranks.sum_tensor(total)
         return total.clamp_min(1e-6)
@@ -189,10 +190,14 @@ class Loop:
         valid = batch.weights.nonzero().flatten()
         loss = torch.zeros((), device=self.ranks.device)
         size = self.config.micro_batch_size or max(1, len(valid))
-        for micro, chosen in enumerate(valid.split(size) if len(valid) else ()):
+        parts = valid.split(size) if len(valid) else ()
+        for micro, chosen in enumerate(parts):
             self._seed_forward(micro)
-            labels, weights = (values[chosen].to(self.ranks.device) for values in (batch.labels, batch.weights))
-            part = (self._losses(self._to_device(batch.pixels, chosen), labels) * weights).sum() / total
+            labels, weights = (self._to_device(values[chosen]) for values in (batch.labels, batch.weights))
+            pixels = batch.pixels[chosen] if len(chosen) < len(batch.pixels) else batch.pixels
+            part = (self._losses(self._to_device(pixels), labels) * weights).sum() / total
+            if micro == len(parts) - 1:
+                self._gradients.begin()
             part.backward()
             loss += part.detach()
         return loss, len(valid)
@@ -205,11 +210,10 @@ class Loop:
             logits = forward_pixels(self._forward, pixels, family=self.task.family)
         return cross_entropy(logits, targets, class_weights_C=self._class_weights)
 
-    def _to_device(self, pixels: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        part = pixels[chosen] if len(chosen) < len(pixels) else pixels
-        if self.ranks.device.type == "cuda":
-            return part.pin_memory().to(self.ranks.device, non_blocking=True)
-        return part
+    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
+        if self.ranks.device.type == "cuda":  # from pinned memory: other copies wait until the GPU has caught up
+            return values.pin_memory().to(self.ranks.device, non_blocking=True)
+        return values
 
     def _seed_forward(self, micro: int) -> None:
         """Everything random in this forward (mixup, dropout, drop path) from (seed, step, micro-step, rank)."""

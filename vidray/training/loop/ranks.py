@@ -1,9 +1,4 @@
-"""The training processes of a run, as one of them sees them: who it is, and how it talks to the others.
-
-Gradients go through one flat all-reduce in the order of the parameters, not through DistributedDataParallel: that one
-regroups its buckets after the first backward pass, so with three or more workers a resumed run would add up in another
-order than one that was never stopped, and end with other weights. It also makes the time for communication plain.
-"""
+"""The training processes of a run, as one of them sees them: who it is, and how it talks to the others."""
 
 from __future__ import annotations
 
@@ -14,8 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-BUCKET_BYTES = 32 * 1024**2
-"""Gradients are copied together and reduced in pieces of about this size, so that the copies cost little memory."""
+from vidray.training.loop.gradients import GradientSum, buckets, copy_pieces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,13 +60,9 @@ class Ranks:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace each gradient by the sum of everyone's. A parameter without one counts as zero."""
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        self._reduce(gradients, dist.ReduceOp.SUM)
+    def gradient_sum(self, parameters: Sequence[torch.nn.Parameter]) -> GradientSum:
+        """What replaces the gradients of these parameters by the sums of everyone's, step by step."""
+        return GradientSum(parameters, world_size=self.world_size)
 
     def average(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace floating-point tensors (batch-norm statistics) by everyone's mean, others (counts) by the largest."""
@@ -87,23 +77,7 @@ class Ranks:
     def _reduce(self, tensors: Sequence[torch.Tensor], operation: dist.ReduceOp.RedOpType) -> None:
         if self.world_size == 1:
             return
-        for bucket in _buckets(tensors):
+        for bucket in buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             dist.all_reduce(flat, op=operation)
-            pieces = flat.split([tensor.numel() for tensor in bucket])
-            for tensor, piece in zip(bucket, pieces, strict=True):
-                tensor.copy_(piece.view_as(tensor))
-
-
-def _buckets(tensors: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Neighbours of one type, up to ``BUCKET_BYTES`` together: a function of the list alone."""
-    buckets: list[list[torch.Tensor]] = []
-    num_bytes = 0
-    for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if not buckets or num_bytes + size > BUCKET_BYTES or buckets[-1][0].dtype != tensor.dtype:
-            buckets.append([])
-            num_bytes = 0
-        buckets[-1].append(tensor)
-        num_bytes += size
-    return buckets
+            copy_pieces(flat, bucket)
