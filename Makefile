@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all chaos lint docs benchmark clean
+.PHONY: demo test test-all chaos gpu-check lint docs benchmark clean
 
 demo: $(VENV)/installed
 	$(BIN)/vidray demo
@@ -23,6 +23,10 @@ CHAOS := $(addprefix tests/,test_lost_ray.py storage/test_outages.py sandbox/tes
 
 chaos: $(VENV)/installed
 	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile $(CHAOS)
+
+# On a machine with a GPU, in under ten minutes.
+gpu-check: $(VENV)/installed
+	PYTHON=$(BIN)/python sh scripts/gpu_check.sh
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import torch
 
 from benchmarks import cuda, train_cuda
 from benchmarks.workload import make_labelled_bucket
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = {"sizes": {"num_frames": 8, "size": 32}, "device": "cpu", "precision": "fp32"}
@@ -34,3 +44,23 @@ def test_training_on_a_gpu_is_measured_with_and_without_checkpointing(tmp_path, 
         assert 0 <= row["data_wait"] < 1
     assert rows[2]["flops"] == 2 * rows[0]["flops"] > 0
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(rows)
+
+
+def test_the_check_of_a_gpu_calls_benchmarks_with_flags_that_they_have():
+    lines = re.findall(
+        r'^"\$PYTHON" benchmarks/(\w+)\.py (.*)', (ROOT / "scripts/gpu_check.sh").read_text(), re.MULTILINE
+    )
+    assert len(lines) == 3
+    for name, flags in lines:
+        assert importlib.import_module(f"benchmarks.{name}").parse(shlex.split(flags)).device == "cuda"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_the_check_of_a_gpu_says_at_once_that_there_is_none():
+    command = ["sh", str(ROOT / "scripts/gpu_check.sh")]
+    found = subprocess.run(
+        command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert found.returncode == 1
+    assert found.stderr.startswith("gpu-check: PyTorch sees no GPU here")
+    assert found.stdout == ""

@@ -296,16 +296,6 @@ def test_padded_batches_change_nothing(checkpoint: Checkpoint, videos: list[np.n
         assert_same(scores.logits, reference.logits, relative=FLOAT32_ROUNDING)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_cuda_scores_as_the_cpu_does(checkpoint: Checkpoint, videos: list[np.ndarray], precision: Any) -> None:
-    many = [*videos] * 8
-    cpu = Predictor(checkpoint, device="cpu", top_k=99).predict(many)
-    cuda = Predictor(checkpoint, device="cuda", precision=precision, batch_size=3, top_k=99).predict(many)
-    for a, b in zip(cpu, cuda, strict=True):
-        assert dict(b.top_k) == pytest.approx(dict(a.top_k), abs=1e-4 if precision == "fp32" else 0.02)
-
-
 def test_predictor_loads_the_checkpoint_from_a_folder_alone(tmp_path: Path) -> None:
     folder = make_videomae(tmp_path, labels=("a", "b"), num_frames=4, size=16, processor="new")
     checkpoint = read_checkpoint(str(folder))

@@ -159,6 +159,7 @@ def make_loop(
         model.double().register_forward_pre_hook(_pixels_to_float64, with_kwargs=True)
     add_drop_path(model, family, config.hyper.drop_path)
     freeze(model, family, backbone=config.freeze_backbone)
+    model.to(ranks.device)
     clips = MemoryClips(num_videos=num_videos, config=config, ranks=ranks, bad=bad)
     task = TrainingTask(
         config=config, model=model, family=family, view=VIEW, clips=clips, labels=clips.labels, num_labels=NUM_LABELS
