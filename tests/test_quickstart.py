@@ -7,12 +7,15 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.support import runs
 
 NOTEBOOK = json.loads((runs.ROOT / "docs/quickstart.ipynb").read_text())
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 
 
+@pytest.mark.long
 def test_the_notebook_runs(tmp_path):
     """Its cells are plain Python, so that they run without Jupyter."""
     done = subprocess.run(

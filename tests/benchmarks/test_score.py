@@ -11,7 +11,7 @@ from benchmarks import score
 
 PEERS = {"pipeline": "torchcodec", "ray": "decord", "daft": "daft"}
 """Engines that need a library which only ``pip install -e '.[bench]'`` brings."""
-ENGINES = ["limit", "ours-local", pytest.param("ours-ray", marks=pytest.mark.long)]
+ENGINES = ["ours-local", *(pytest.param(name, marks=pytest.mark.long) for name in ("limit", "ours-ray"))]
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, *(pytest.param(name, marks=pytest.mark.long) for name in PEERS)])

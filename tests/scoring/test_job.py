@@ -317,6 +317,7 @@ def test_a_limit_tries_the_same_few_videos_each_time_and_leaves_nights_alone(tmp
     runs.assert_each_once(output, uris)
 
 
+@pytest.mark.long
 def test_a_limit_does_not_get_between_a_night_and_its_end(tmp_path, model, monkeypatch):
     """Videos of an unfinished run would be scored twice."""
     videos, output = tmp_path / "videos", tmp_path / "out"

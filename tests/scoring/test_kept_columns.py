@@ -30,6 +30,7 @@ def write_manifest(folder: Path, uris: list[str], *, header: str = "uri,camera,s
     return path
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_with_each_row_once_and_its_own_columns(tmp_path, model, capsys) -> None:
     uris = runs.make_bucket(tmp_path / "videos", num_videos=120)
     output = tmp_path / "out"

@@ -111,7 +111,18 @@ sys.exit(cli.main(["score", *sys.argv[1:]]))
 """
 
 
-@pytest.mark.parametrize("victim", ["decode", "predict", "child", pytest.param("device", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("runner", "victim"),
+    [
+        ("local", "decode"),
+        ("local", "predict"),
+        ("local", "child"),
+        ("ray", "predict"),
+        pytest.param("local", "device", marks=pytest.mark.long),
+        *(pytest.param("ray", victim, marks=pytest.mark.long) for victim in ("decode", "child", "device")),
+    ],
+    indirect=["runner"],
+)
 def test_a_worker_killed_in_the_middle_of_a_block_loses_and_doubles_no_row(tmp_path, model, runner, victim):
     """The replay of the block has rows of other sizes and in another order, as after a timeout."""
     uris = runs.make_bucket(tmp_path / "videos", num_videos=64)
@@ -161,7 +172,7 @@ def test_an_object_overwritten_between_plan_and_fetch_is_a_changed_row_and_score
     ("name", "signum", "code"),
     [
         ("local", signal.SIGINT, 130),
-        ("local", signal.SIGTERM, 143),
+        pytest.param("local", signal.SIGTERM, 143, marks=pytest.mark.long),
         pytest.param("ray", signal.SIGINT, 130, marks=pytest.mark.long),
         pytest.param("ray", signal.SIGTERM, 143, marks=pytest.mark.long),
     ],

@@ -299,6 +299,7 @@ for path in (short, long):
 """
 
 
+@pytest.mark.long
 def test_an_hour_of_video_takes_little_more_memory_than_a_minute(tmp_path, model) -> None:
     """108,000 frames: of each a time stamp is kept, and no picture."""
     minute = make_video(num_frames=1800, width=48, height=48, gop_size=60, options={"qp": "40"})

@@ -79,7 +79,14 @@ def current(output: Path) -> dict[tuple, dict]:
     return {(Path(row["uri"]).stem, row["start_seconds"], row["end_seconds"]): row for row in rows}
 
 
-@pytest.mark.parametrize("how", ["clips", "segments", "stream"])
+@pytest.mark.parametrize(
+    ("runner", "how"),
+    [
+        *(("local", how) for how in ("clips", "segments", "stream")),
+        *(pytest.param("ray", how, marks=pytest.mark.long) for how in ("clips", "segments", "stream")),
+    ],
+    indirect=["runner"],
+)
 def test_a_span_scores_as_if_it_had_been_cut_out(folder, models, tmp_path, how, runner) -> None:
     asked = {
         "clips": {"views": "2x3"},

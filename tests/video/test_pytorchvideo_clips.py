@@ -97,6 +97,7 @@ def test_training_clips_show_the_same_times_and_boxes() -> None:
     assert np.abs(clips[0].astype(int) - clips[1]).mean() < RESIZING
 
 
+@pytest.mark.long
 def test_whole_jobs_agree(tmp_path, capfd) -> None:
     """Scoring, and training from there; rows say which decoder made them, by another result key."""
     model = make_videomae(tmp_path / "model", initializer_range=0.02)

@@ -180,7 +180,9 @@ def test_a_run_that_is_given_up_leaves_no_process(runners):
     assert not psutil.pid_exists(pid)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL]
+)
 def test_no_process_outlives_the_driver(tmp_path, signum):
     runs.make_bucket(tmp_path / "videos", num_videos=400)
     model, output = make_videomae(tmp_path / "model"), tmp_path / "out"
