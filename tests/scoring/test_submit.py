@@ -148,6 +148,19 @@ def test_ray_job_submit_trains_on_two_workers_of_the_cluster(cluster, tmp_path):
     assert settings["global_batch_size"] == 4
 
 
+def test_a_submitted_job_finds_its_code_and_what_lies_beside_it_and_nothing_more(cluster):
+    """.rayignore: whatever else the folder of a user holds stays where it is."""
+    for name in ("nightly.yaml", "clips.csv", "labels.txt"):
+        (cluster.clone / name).write_text("")
+    (cluster.clone / ".venv3").mkdir()
+    (cluster.clone / ".venv3" / "large.bin").write_text("")
+    look = "import os; print('found', sorted(os.listdir('.')), os.path.exists('vidray/cli/main.py'))"
+    done = submit_and_wait([*cluster.submit, "python", "-c", look], cluster.with_token, cluster.clone)
+    assert done.returncode == 0, done.stdout
+    files = ["clips.csv", "constraints.txt", "jobs", "labels.txt", "mkdocs.yml", "nightly.yaml", "vidray"]
+    assert f"found {files} True" in done.stdout, done.stdout
+
+
 def submit_and_wait(arguments: list[str], environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
     home = cwd.parent / "home"  # no token file of this machine's user counts
     home.mkdir(exist_ok=True)
