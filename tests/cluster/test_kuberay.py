@@ -155,6 +155,13 @@ def assert_confined(context: dict[str, Any]) -> None:
     }
 
 
+@pytest.mark.parametrize("name", JOBS)
+def test_the_head_alone_has_a_token_of_kubernetes(name):
+    """KubeRay lets the identity of the head make pods, for the autoscaler; decoders see what strangers sent."""
+    with_token = [pod for pod in pods(name) if pod["spec"].get("automountServiceAccountToken", True)]
+    assert with_token == [job(name)["rayClusterSpec"]["headGroupSpec"]["template"]]
+
+
 def test_the_network_policy_holds_for_every_pod_of_a_job_and_opens_the_dashboard_to_the_operator_alone():
     (policy,) = (one["spec"] for one in documents("base") if one["kind"] == "NetworkPolicy")
     chosen = policy["podSelector"]["matchLabels"].items()
