@@ -44,8 +44,11 @@ def context() -> list[str]:
     deny, *allow = [line for line in (runs.ROOT / ".dockerignore").read_text().split("\n") if line and line[0] != "#"]
     assert deny == "*"
     kept = [line[1:] for line in allow if line.startswith("!")]
-    listed = subprocess.run(["git", "ls-files"], cwd=runs.ROOT, capture_output=True, text=True, check=True).stdout
-    return [name for name in listed.split() if any(fnmatch(name, one) or name.startswith(f"{one}/") for one in kept)]
+    listed = subprocess.run(["git", "ls-files"], cwd=runs.ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    names = listed.stdout.split()
+    return [name for name in names if any(fnmatch(name, one) or name.startswith(f"{one}/") for one in kept)]
 
 
 @each_image
@@ -61,11 +64,9 @@ def test_a_build_sees_what_is_copied_and_nothing_else(path):
 def test_a_change_of_the_code_installs_no_dependency_again(path):
     order = [name for names, _ in copies(path) for name in names]
     assert order[-1] == "vidray"
-    all_steps = steps(path)
-    copied = max(number for number, (step, rest) in enumerate(all_steps) if step == "COPY" and "vidray vidray" in rest)
-    installs = [
-        (number, rest) for number, (step, rest) in enumerate(all_steps) if "pip install" in rest and step == "RUN"
-    ]
+    numbered = list(enumerate(steps(path)))
+    copied = max(number for number, (step, _) in numbered if step == "COPY")
+    installs = [(number, rest) for number, (step, rest) in numbered if step == "RUN" and "pip install" in rest]
     assert [number > copied for number, _ in installs] == [False, False, True]
     assert "--no-deps" in installs[-1][1]
     assert all("-c constraints.txt" in rest for number, rest in installs if number < copied)
