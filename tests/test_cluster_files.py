@@ -96,8 +96,8 @@ def test_the_config_file_of_the_runbook_is_accepted(tmp_path, monkeypatch):
     assert parse(NightlyConfig, ["--config", str(path)], prog="vidray nightly").max_drift == 0.2
 
 
-def test_the_config_file_of_the_readme_is_accepted(tmp_path):
-    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_config_file_of_the_page_on_scoring_is_accepted(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/score.md").read_text(), re.DOTALL)
     path = tmp_path / "nightly.yaml"
     path.write_text(example)
     config = parse(ScoreConfig, ["--config", str(path)], prog="vidray score")

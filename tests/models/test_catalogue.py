@@ -41,8 +41,8 @@ def config_of(entry: Entry) -> dict[str, Any]:
 
 
 def documented_width(entry: Entry) -> int:
-    """How many numbers docs/output.md promises in an embedding."""
-    lines = re.findall(r"^\| (.*) \| (\d+) \|$", (ROOT / "docs/output.md").read_text(), re.MULTILINE)
+    """How many numbers docs/embeddings.md promises in an embedding."""
+    lines = re.findall(r"^\| (.*) \| (\d+) \|$", (ROOT / "docs/embeddings.md").read_text(), re.MULTILINE)
     named = [int(width) for names, width in lines if re.search(rf"{entry.family} .*\b{entry.variant}\b", names)]
     rest = [int(width) for names, width in lines if re.search(rf"\ball (other )?{entry.family}\b", names)]
     return (named + rest)[0]

@@ -69,11 +69,12 @@ def test_there_are_two_queries():
     assert len(QUERIES) == 2
 
 
-def test_the_readme_counts_each_video_of_the_model_that_scored_last_once(tmp_path):
+def test_the_view_counts_each_video_of_the_model_that_scored_last_once(tmp_path):
     store = Store(str(tmp_path / "scores"))
     for number, table in enumerate(NIGHTS):
         store.create(part_path(f"r{number}", 0), parquet_bytes(table, {}))
-    (statements,) = re.findall(r"```sql\n(CREATE VIEW current .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    text = (ROOT / "docs/output.md").read_text()
+    (statements,) = re.findall(r"```sql\n(CREATE VIEW current .*?)```", text, re.DOTALL)
     with duckdb.connect() as db:
         db.execute(statements.replace("s3://bucket/scores", f"{tmp_path}/scores")).fetchall()
         rows_of_k = [(uri, etag, status, attempts) for uri, key, etag, status, attempts in EXPECTED if key == "k"]

@@ -204,7 +204,8 @@ def test_examples_answer_what_they_say(tmp_path):
 
 def documented() -> list[str]:
     """The queries of the pages that are for `vidray query`."""
-    blocks = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/output.md").read_text(), re.DOTALL)
+    text = "".join((ROOT / page).read_text() for page in ("docs/output.md", "docs/embeddings.md"))
+    blocks = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
     queries = [block for block in blocks if block.startswith(("-- query", "-- similar"))]
     (readme,) = re.findall(r"```sql\n(-- Least sure first.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     return [query for block in [*queries, readme] for query in block.split(";\n") if query.strip()]

@@ -268,7 +268,8 @@ def test_the_queries_of_the_docs_find_what_is_most_similar(tmp_path, model, vide
     score(videos[0].parent, model, tmp_path, embeddings=True, segments=0.8, views=None)
     text = (runs.ROOT / "docs/output.md").read_text()
     (current,) = re.findall(r"```sql\n-- current\n(SELECT \* EXCLUDE.*?)```", text, re.DOTALL)
-    (queries,) = re.findall(r"```sql\n-- similar(.*?)```", text, re.DOTALL)
+    page = (runs.ROOT / "docs/embeddings.md").read_text()
+    (queries,) = re.findall(r"```sql\n-- similar(.*?)```", page, re.DOTALL)
     of_videos, of_windows = queries.replace("/videos/a.mp4", str(videos[0])).split(";\n\n-- similar")
     rows = {row["uri"]: row for row in runs.read_rows(tmp_path)}
     asked = np.array(rows[str(videos[0])]["embedding"])
