@@ -19,6 +19,7 @@ from vidray.errors import RunError
 from vidray.flags import shown_as
 from vidray.results.merged import FOLDER, Group, RowFiles, find_row_files
 from vidray.scoring.history import is_finished, run_files
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.failures import describe
 from vidray.storage.store import Store
 
@@ -108,7 +109,7 @@ def _merged_files(store: Store, paths: list[str]) -> Iterator[bytes]:
 def _read(store: Store, path: str) -> tuple[pa.Table, int]:
     data = store.read(path)
     try:
-        return pq.read_table(io.BytesIO(data)).replace_schema_metadata(None), len(data)
+        return pq.read_table(arrow_file(data)).replace_schema_metadata(None), len(data)
     except pa.ArrowException as error:
         raise RunError(f"{store.uri_for(path)} cannot be read: {describe(error)}") from error
 

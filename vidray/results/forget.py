@@ -11,7 +11,6 @@ done, and never scores it a second time beside a row that is still there.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from vidray.scoring.collector import seal_part
 from vidray.scoring.history import KEYS_FOLDER, keys_of_videos, run_file, run_files
 from vidray.scoring.plan import Plan, kept_columns, load_plan
 from vidray.sources.manifest_file import read_manifest
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.failures import describe
 from vidray.storage.lease import Lease
 from vidray.storage.location import locate
@@ -179,7 +179,7 @@ class Cleaning:
 
     def _without_rows(self, path: str, keep: Callable[[pa.Table], pa.ChunkedArray]) -> int:
         """Replace a Parquet object by one without some rows, if there are such; returns how many."""
-        table = self._decoded(path, lambda: pq.read_table(io.BytesIO(self._store.read(path)), partitioning=None))
+        table = self._decoded(path, lambda: pq.read_table(arrow_file(self._store.read(path)), partitioning=None))
         left = table.filter(keep(table))
         if left.num_rows == table.num_rows:
             return 0

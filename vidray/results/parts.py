@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from vidray.errors import RunError
 from vidray.results.merged import FOLDER, find_row_files
 from vidray.scoring.output import PREDICTION_SCHEMA
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.failures import describe
 from vidray.storage.store import Store
 
@@ -100,7 +101,7 @@ def _one_of_each_folder(paths: Iterable[str]) -> list[str]:
 def _schemas(store: Store, paths: Sequence[str]) -> list[pa.Schema]:
     def schema(path: str) -> pa.Schema:
         try:
-            return pq.read_schema(io.BytesIO(store.read(path))).remove_metadata()
+            return pq.read_schema(arrow_file(store.read(path))).remove_metadata()
         except pa.ArrowException as error:
             raise RunError(f"{store.uri_for(path)} cannot be read: {describe(error)}") from error
 
@@ -138,7 +139,7 @@ class StoreFiles(pafs.FileSystemHandler):
         if path not in self._sizes:
             raise FileNotFoundError(path)
         if self._sizes[path] <= WHOLE_BYTES:
-            return pa.BufferReader(self._told(self._store.read, path))
+            return arrow_file(self._told(self._store.read, path))
         return pa.PythonFile(_RangeFile(self, path, self._sizes[path]), mode="r")
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:

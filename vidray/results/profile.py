@@ -6,7 +6,6 @@ A profile says nothing of single videos. It is made once, of the run and the run
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +19,7 @@ from vidray.results.changes import COMPARED, Change, Flips, value_name
 from vidray.results.run_rows import Run
 from vidray.scoring.history import run_file, run_files
 from vidray.scoring.output import TIME_TYPE, parquet_bytes
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.failures import describe
 from vidray.storage.store import Store
 
@@ -134,6 +134,6 @@ def read_profiles(store: Store) -> pa.Table:
 
 def _read(store: Store, path: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(store.read(path)), columns=SCHEMA.names).cast(SCHEMA)
+        return pq.read_table(arrow_file(store.read(path)), columns=SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, ValueError) as error:
         raise RunError(f"{store.uri_for(path)} cannot be read: {describe(error)}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +15,7 @@ from vidray.errors import RunError
 from vidray.results.merged import find_row_files
 from vidray.scoring.output import PREDICTION_SCHEMA, VIDEO
 from vidray.sources.rows import WHOSE
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.store import Store
 
 IDENTITY = "uri, start_seconds, end_seconds, result_key"
@@ -148,7 +148,7 @@ def _current(tables: Sequence[pa.Table], *, order: str) -> pa.Table:
 
 def read_part(store: Store, path: str, columns: Sequence[str] | None) -> pa.Table:
     """Some columns of a part, or all; null where an older version did not write them. Kept ones only where they are."""
-    data = io.BytesIO(store.read(path))
+    data = arrow_file(store.read(path))
     names = pq.read_schema(data).names
     wanted = dict.fromkeys([*PREDICTION_SCHEMA.names, *names] if columns is None else columns)
     table = pq.read_table(data, columns=[name for name in wanted if name in names])

@@ -7,7 +7,6 @@ more than one ``ok`` row of one result key?
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from vidray.scoring import output
 from vidray.scoring.history import KEYS_SCHEMA, is_finished, keys_of, run_file, run_files
 from vidray.scoring.output import PREDICTION_SCHEMA, part_path, sealed_shards
 from vidray.scoring.plan import Plan, kept_columns, load_plan
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.failures import describe
 from vidray.storage.store import Store
 
@@ -119,7 +119,7 @@ class _RunCheck:
             yield f"{path} is no part of the plan, which has {plan.shards.count}"
             return
         try:
-            table = pq.read_table(io.BytesIO(self._store.read(path)))
+            table = pq.read_table(arrow_file(self._store.read(path)))
             self.keys.append(keys_of(table))
         except _DAMAGED as error:
             yield f"{path} cannot be read: {describe(error)}"

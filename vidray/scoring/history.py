@@ -8,7 +8,6 @@ every library, and DuckDB computes it over columns.
 from __future__ import annotations
 
 import contextlib
-import io
 import posixpath
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from vidray.errors import RunError
 from vidray.scoring import output
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.store import Store
 from vidray.types import Status
 
@@ -167,7 +167,7 @@ def _read_key_files(store: Store, runs: list[str]) -> dict[str, tuple[pa.Table, 
     """For each run its keys, and how many parts it had; None in a file of an older version."""
 
     def read(run: str) -> tuple[pa.Table, int | None]:
-        table = pq.read_table(io.BytesIO(store.read(run_file(run, "keys.parquet"))))
+        table = pq.read_table(arrow_file(store.read(run_file(run, "keys.parquet"))))
         num_parts = output.parquet_metadata(table.schema).get("num_parts")
         return _completed(table.replace_schema_metadata(None)), num_parts
 
@@ -188,7 +188,7 @@ def _read_merged(store: Store) -> _Merged:
     files = store.list(KEYS_FOLDER)
     if not files:
         return _Merged()
-    table = pq.read_table(io.BytesIO(store.read(files[-1])))
+    table = pq.read_table(arrow_file(store.read(files[-1])))
     runs = output.parquet_metadata(table.schema)["runs"]
     num_parts = runs if isinstance(runs, dict) else dict.fromkeys(runs)  # a list in older versions
     return _Merged(keys=_completed(table.replace_schema_metadata(None)), num_parts=num_parts)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidray.sources.rows import SPAN
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.store import Store
 
 ROW = "row"
@@ -170,6 +171,6 @@ def with_spans(rows: pa.Table) -> pa.Table:
 
 def read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
     """Some columns of one Parquet object of the output. Columns it lacks are left out."""
-    data = io.BytesIO(store.read(path))
+    data = arrow_file(store.read(path))
     names = pq.read_schema(data).names
     return pq.read_table(data, columns=[column for column in columns if column in names])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import heapq
-import io
 import json
 import secrets
 from collections import Counter
@@ -30,6 +29,7 @@ from vidray.scoring.output import Shards
 from vidray.sources.kept_columns import read_kept, with_kept
 from vidray.sources.manifest import list_sources
 from vidray.sources.signed_urls import without_secrets
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.redaction import public_uri
 from vidray.storage.store import Store
 
@@ -254,7 +254,7 @@ def commit_plan(store: Store, plan: Plan) -> Plan:
 
 def load_plan(store: Store, run_id: str) -> Plan:
     """Read a run's plan back."""
-    data = io.BytesIO(store.read(history.run_file(run_id, "plan.parquet")))
+    data = arrow_file(store.read(history.run_file(run_id, "plan.parquet")))
     rows = pq.read_table(data)
     metadata: dict[str, Any] = output.parquet_metadata(rows.schema)
     header = RunHeader(**{**metadata, "source": tuple(metadata["source"])})

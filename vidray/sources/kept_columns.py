@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from vidray.errors import UsageError
 from vidray.flags import require
 from vidray.sources.manifest_file import COLUMNS, absolute_uri, extension_of, is_manifest, read_bytes, span_of
 from vidray.sources.rows import SPAN, WHOSE, Span, identities
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.location import Location, locate
 from vidray.storage.redaction import public_uri, redact
 
@@ -52,7 +52,7 @@ def read_kept(sources: Sequence[str], names: Sequence[str], *, taken: Collection
 
 
 def _read(manifest: Location) -> pa.Table:
-    data = io.BytesIO(read_bytes(manifest))
+    data = arrow_file(read_bytes(manifest))
     try:
         match extension_of(manifest):
             case ".csv":

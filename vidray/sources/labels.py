@@ -26,6 +26,7 @@ from vidray.errors import UsageError
 from vidray.sources.label_sources import LabelledRow, read_source
 from vidray.sources.signed_urls import without_secrets
 from vidray.sources.splits import SPLITS, UCF101_GROUP, choose_validation, compile_group_regex, group_of
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.location import locate
 
 LABELLED_SCHEMA = pa.schema(
@@ -138,7 +139,7 @@ class LabelledManifest:
         Raises:
             ValueError: these bytes are no such file.
         """
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.read_table(arrow_file(data))
         metadata = table.schema.metadata or {}
         if _LABELS_KEY not in metadata:
             raise ValueError("not a labelled manifest: the Parquet file has no labels in its metadata")

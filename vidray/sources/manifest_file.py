@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from vidray.errors import UsageError
 from vidray.sources.rows import SPAN, Span
+from vidray.storage.arrow_file import arrow_file
 from vidray.storage.failures import Failure, classify, describe
 from vidray.storage.location import Location, locate
 from vidray.storage.retry import raise_run_error, with_retries
@@ -169,7 +170,7 @@ def _read_json_lines(data: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _read_parquet(data: bytes, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    file = pq.ParquetFile(pa.BufferReader(data))
+    file = pq.ParquetFile(arrow_file(data))
     found = file.schema_arrow.names
     if columns is not None:  # without a uri there will be a message, which names all columns
         columns = [name for name in columns if name in found] if "uri" in found else None
