@@ -9,9 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.support import runs
+from tests.support import gloo, runs
 from tests.support.checkpoints import VARIANTS, make_family
 from tests.support.training_parts import NoWriter
 from vidray.checkpoints.checkpoint import Checkpoint, read_checkpoint
@@ -81,28 +78,16 @@ FREEZING = (
 def train_all(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Train every variant on two workers; returns by variant what each rank found. Folders: ``<variant>/trained``."""
     runs.make_classes(folder / "videos", num_videos=NUM_VIDEOS, num_frames=12)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.family_training", "transformers.modeling_utils"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [context.Process(target=_work, args=(rank, port, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(600)
-    assert [process.exitcode for process in processes] == [0, 0]
+    preload = ["tests.support.family_training", "transformers.modeling_utils"]
+    gloo.finish(gloo.start(2, _work, folder, preload=preload), seconds=600)
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return {name: [by_name[name] for by_name in found] for name in VARIANTS}
 
 
-def _work(rank: int, port: int, folder: Path) -> None:
+def _work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     found = {name: _train_variant(name, folder, rank) for name in VARIANTS}
     (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
 def _train_variant(name: str, folder: Path, rank: int) -> dict[str, Any]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from tests.support import gloo
 from vidray.models.families import FAMILIES, Family
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
@@ -179,33 +176,18 @@ def _validate(model: nn.Module) -> dict[str, float]:
 def start_workers(num_workers: int, folder: Path, options: dict[str, Any]) -> list[Any]:
     """Start workers over gloo, each in a process of its own; what they found is in ``folder/<rank>.json`` and .pt."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.training_parts", "transformers.models.videomae.modeling_videomae"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        context.Process(target=_work, args=(rank, num_workers, port, str(folder), options))
-        for rank in range(num_workers)
-    ]
-    for process in processes:
-        process.start()
-    return processes
+    preload = ["tests.support.training_parts", "transformers.models.videomae.modeling_videomae"]
+    return gloo.start(num_workers, _work, num_workers, str(folder), options, preload=preload)
 
 
 def run_workers(num_workers: int, folder: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
     """Start workers, wait, and return what each found."""
-    processes = start_workers(num_workers, folder, options)
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * num_workers
+    gloo.finish(start_workers(num_workers, folder, options), seconds=120)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_workers)]
 
 
-def _work(rank: int, world_size: int, port: int, folder: str, options: dict[str, Any]) -> None:
+def _work(rank: int, world_size: int, folder: str, options: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
     ranks = Ranks(rank=rank, world_size=world_size)
     loop_options = dict(options)
     config = make_config(folder, **loop_options.pop("config"))
@@ -219,7 +201,6 @@ def _work(rank: int, world_size: int, port: int, folder: str, options: dict[str,
     found = {"metrics_rows": loop.metrics_rows, "seen": loop.task.clips.seen, "bad_videos": bad_videos}
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     torch.save(loop.task.model.state_dict() | {"ema": loop.published_tensors()}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 def restore(loop: Loop, writer: CheckpointWriter) -> None:

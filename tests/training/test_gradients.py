@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.support import gloo
 from vidray.training.loop import gradients
 from vidray.training.loop.gradients import GradientSum, buckets
 
@@ -49,27 +46,15 @@ def expected(ranks: tuple[int, ...] = (0, 1, 2), micros: int = 2) -> list[torch.
 def found(tmp_path_factory) -> list[dict]:
     """What three processes over gloo found."""
     folder = tmp_path_factory.mktemp("gradients")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(rank, port, folder)) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * WORLD
+    gloo.finish(gloo.start(WORLD, work, folder), seconds=120)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
-def work(rank: int, port: int, folder: Path) -> None:
+def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     gradients.BUCKET_BYTES = 4096  # the small network has several
     found = {"summed": summed(rank), "again": summed(rank), "one_idle": summed(rank, idle=1), "early": early(rank)}
     torch.save(found | {"data_parallel": data_parallel(rank)}, folder / f"{rank}.pt")
-    dist.destroy_process_group()
 
 
 def summed(rank: int, *, idle: int | None = None) -> list[torch.Tensor]:

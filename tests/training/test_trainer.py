@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +13,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
-from tests.support import runs
+from tests.support import gloo, runs
 from tests.support.checkpoints import make_videomae
 from vidray.training.config import TrainConfig
 from vidray.training.loop.ranks import Ranks
@@ -68,26 +65,14 @@ def undisturbed(videos, model, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     config = make_config(videos, model, output)
     prepare_output(config, log=lambda text: None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vidray.training.worker", "transformers.models.videomae.modeling_videomae"])
-    processes = [context.Process(target=_work, args=(config, rank, port)) for rank in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    preload = ["vidray.training.worker", "transformers.models.videomae.modeling_videomae"]
+    gloo.finish(gloo.start(3, _work, config, preload=preload), seconds=200)
     return output
 
 
-def _work(config: TrainConfig, rank: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=3)
+def _work(rank: int, config: TrainConfig) -> None:
     context = WorkerContext(ranks=Ranks(rank=rank, world_size=3), log=lambda text: None)
     run_worker(config, context, plan=read_plan(config))
-    dist.destroy_process_group()
 
 
 DRIVER = """

@@ -25,7 +25,8 @@ def load_features(
         UsageError: other tensors are missing, left over or of another shape; or there is half a classifier or pooler.
     """
     model, report = read_weights(family, config=config, folder=folder, dtype=dtype)
-    missing, head, pooler = (set(report["missing_keys"]), *(_names(model, of) for of in _parts(family)))
+    missing = set(report["missing_keys"])
+    head, pooler = _names(model, (family.head_name,)), _names(model, family.pooler)
     is_bare, lacks_pooler = head <= missing, head | pooler <= missing
     if is_bare:
         missing -= head | pooler if lacks_pooler else head
@@ -33,10 +34,6 @@ def load_features(
         report = {**report, "missing_keys": missing, "unexpected_keys": left}
     refuse_incomplete(report, folder)
     return _TokenMean(model, family) if lacks_pooler and family.pooler else _ClassifierInput(model, family)
-
-
-def _parts(family: Family) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return (family.head_name,), family.pooler
 
 
 def _names(model: nn.Module, modules: tuple[str, ...]) -> set[str]:
