@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,20 @@ def _impatient() -> None:
     from vidray.storage import retry
 
     retry.configure(deadline_seconds=3.0)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_ray_as_it_was() -> Iterator[None]:
+    """A test whose actors outlive it fails, and not the next one, which would wait for their CPUs for ever."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    deadline = time.monotonic() + 30
+    while (left := ray.available_resources().get("CPU", 0)) < ray.cluster_resources().get("CPU", 0):
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind in Ray: something that keeps {ray.cluster_resources()['CPU'] - left} CPUs")
+        time.sleep(0.1)
 
 
 @pytest.fixture(autouse=True)
