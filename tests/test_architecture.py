@@ -76,8 +76,8 @@ ORDER = {
     ],
     "results": [
         *("merged", "read", "compact", "verify", "similar", "moments", "detection", "evaluation"),
-        *("parts", "runs", "changes", "run_rows", "profile", "views", "session", "table", "formats", "ddl"),
-        *("examples", "overview", "query", "comparison", "compare", "naming", "forget", "show"),
+        *("parts", "runs", "changes", "run_rows", "accuracy", "profile", "views", "session", "table"),
+        *("formats", "ddl", "examples", "overview", "query", "comparison", "compare", "naming", "forget", "show"),
         *("advice", "report_run", "report_found", "report_change", "report", "status", "nightly"),
     ],
     "cli": ["help", "parsing", "verdict_line", "demo", "preview", "completion", "main"],
@@ -89,7 +89,7 @@ ONLY_IN = {
     "av": {"video.decoder", "cli.demo"},  # the demo also makes videos
     "duckdb": {"scoring.history", "scoring.accounting", "results.read", "results.session", "results.changes"}
     | {"results.run_rows", "results.report_run", "results.report_found", "results.report_change", "cli.demo"}
-    | {"results.profile"},
+    | {"results.profile", "results.accuracy"},
 }
 
 

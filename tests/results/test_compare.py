@@ -76,6 +76,42 @@ def test_with_another_result_key_the_videos_that_changed_their_label_are_shown(a
     assert "/v/150.mp4" in text
 
 
+@pytest.fixture
+def labelled(tmp_path) -> str:
+    """Of videos 100 to 184, of which 140 to 179 are jumps and the model before said "run" to all; no model knows swims.
+    The last is of no run."""
+    labels = {number: "jump" if 140 <= number < 180 else "run" for number in range(101, 185)}
+    labels |= {100: "swim", 9999: "run"}
+    lines = [f"/v/{number}.mp4,{label}" for number, label in labels.items()]
+    (tmp_path / "labels.csv").write_text("\n".join(["uri,label", *lines]))
+    return str(tmp_path / "labels.csv")
+
+
+def test_of_two_models_it_tells_how_often_each_is_right_where_that_is_known(output, labelled, capsys):
+    """The model now says "jump" from 150 on: 30 jumps are found, 10 are still missed, and runs 180 to 184 are lost."""
+    assert compare(output, "--labelled", labelled) == 0
+    text = capsys.readouterr().out
+    assert "of 85 videos with a known label 52% were right before and 81% are now: 30 mended, 5 broken" in text
+    rows = [line.split() for line in text[text.index("right label") :].splitlines()[2:]]
+    assert rows[:3] == [["jump", "40", "0%", "75%"], ["run", "44", "100%", "89%"], ["swim", "1", "0%", "0%"]]
+    assert compare(output, "--labelled", labelled, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["accuracy"]
+    assert (found["num_known"], found["num_right_before"], found["num_right_after"]) == (85, 44, 69)
+
+
+@pytest.mark.parametrize(
+    ("runs", "source", "message"),
+    [
+        (["r1", "r2"], "labels.csv", "two models on the same videos, and run r1 is of the same model and views"),
+        (["r1"], "labels.csv", "two models on the same videos, and there is no other run"),
+        (["m1"], "nothing.csv", "nothing.csv"),
+    ],
+)
+def test_labels_that_cannot_be_compared_with_are_one_line(output, labelled, runs, source, message, capsys):
+    assert compare(output, *runs, "--labelled", labelled.replace("labels.csv", source)) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_runs_may_be_named_the_earlier_one_first(output, capsys):
     assert compare(output, "r1", "r2") == 0
     text = capsys.readouterr().out

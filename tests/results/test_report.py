@@ -68,6 +68,16 @@ def tables(output, *, run):
     return {table.caption: table for s in page.sections for table in s.blocks if hasattr(table, "caption")}
 
 
+def test_of_two_models_it_tells_how_often_each_is_right_where_that_is_known(output, tmp_path):
+    (tmp_path / "labels.csv").write_text("uri,label\n/gone/40.mp4,run\n/gone/41.mp4,jump\n/gone/42.mp4,run")
+    page = scoring_page(output, "r3", "r2", labelled=str(tmp_path / "labels.csv"), with_frames=False)
+    (table,) = [one for s in page.sections for one in s.blocks if "How often" in getattr(one, "caption", "")]
+    assert [(label, num, old.text, new.text) for label, num, old, new in table.rows] == [
+        ("run", 2, "0%", "100%"),
+        ("jump", 1, "100%", "0%"),
+    ]
+
+
 def test_the_accounting_adds_up_to_what_was_listed(output):
     figures = {figure.name: int(figure.value) for figure in scoring_page(output, "r2", None, with_frames=False).figures}
     assert figures.pop("listed") == sum(figures.values())

@@ -141,22 +141,23 @@ def value_name(name: str, value: str | None) -> str:
     return value
 
 
-_COMMON = """FROM (FROM before WHERE label IS NOT NULL) b JOIN (FROM after WHERE label IS NOT NULL) a
+COMMON = """FROM (FROM before WHERE label IS NOT NULL) b JOIN (FROM after WHERE label IS NOT NULL) a
 ON b.uri = a.uri AND b.etag IS NOT DISTINCT FROM a.etag
 AND b.start_seconds IS NOT DISTINCT FROM a.start_seconds AND b.end_seconds IS NOT DISTINCT FROM a.end_seconds"""
+"""Versions of objects that have a label on both sides."""
 
 
 def flips(db: duckdb.DuckDBPyConnection, *, num_pairs: int = 15, num_examples: int = 12) -> Flips:
     """Which versions of objects in both tables got another label."""
-    num_common, num_changed = db.execute(f"SELECT count(*), count(*) FILTER (b.label <> a.label) {_COMMON}").fetchall()[
+    num_common, num_changed = db.execute(f"SELECT count(*), count(*) FILTER (b.label <> a.label) {COMMON}").fetchall()[
         0
     ]
     pairs = db.execute(
-        f"""SELECT b.label, a.label, count(*) AS num {_COMMON} WHERE b.label <> a.label
+        f"""SELECT b.label, a.label, count(*) AS num {COMMON} WHERE b.label <> a.label
         GROUP BY ALL ORDER BY num DESC, 1, 2 LIMIT {num_pairs:d}"""
     ).fetchall()
     examples = db.execute(
-        f"""SELECT a.uri, b.label, b.score, a.label, a.score {_COMMON} WHERE b.label <> a.label
+        f"""SELECT a.uri, b.label, b.score, a.label, a.score {COMMON} WHERE b.label <> a.label
         ORDER BY least(a.score, b.score) DESC, a.uri LIMIT {num_examples:d}"""
     ).fetchall()
     return Flips(num_common=num_common, num_changed=num_changed, pairs=pairs, examples=examples)

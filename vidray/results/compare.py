@@ -14,6 +14,7 @@ import tyro
 from vidray.errors import TooMuchChangedError
 from vidray.flags import require, shown_as
 from vidray.pages.words import count, percent
+from vidray.results.accuracy import Accuracy
 from vidray.results.changes import MARKED, Change, Flips
 from vidray.results.comparison import Comparison, compare_runs, write_profile
 from vidray.results.run_rows import Run
@@ -39,6 +40,9 @@ class CompareConfig:
     further than by chance. Codecs, durations and sizes are shown, and do not count."""
     max_flips: Annotated[float | None, shown_as("SHARE")] = None
     """Exit with code 4 if more than this share of the videos that both models scored have another label."""
+    labelled: Annotated[str | None, shown_as("SOURCE")] = None
+    """Of two models, also tell how often each is right: a folder, table or list of labelled videos, as for vidray
+    train."""
     json: bool = False
     """Print one JSON object instead."""
     profile: bool = True
@@ -55,11 +59,11 @@ def compare(config: CompareConfig) -> None:
 
     Raises:
         TooMuchChangedError: it is more than is allowed.
-        UsageError: there is no such run.
+        UsageError: there is no such run, or the labelled source will not do.
         RunError: no run has ended, or the store failed.
     """
     earlier, later = (None, None, *config.runs)[-2:]
-    found = compare_runs(config.output, later, earlier)
+    found = compare_runs(config.output, later, earlier, labelled=config.labelled)
     told = found.exceeded(max_drift=config.max_drift, max_flips=config.max_flips)
     if config.json:
         print(json.dumps(found.to_dict() | {"exceeded": told}, ensure_ascii=False))
@@ -79,6 +83,8 @@ def format_comparison(found: Comparison, *, width: int | None) -> str:
         return f"run {run.run_id} is the first of {found.output}: there is nothing to compare it with\n{following}"
     lines = ["before  " + _name(other), "now     " + _name(run), ""]
     lines += _moved(found.changes, width) if found.flips is None else _flipped(found.flips, width)
+    if found.accuracy is not None:
+        lines += ["", *_right(found.accuracy, width)]
     return "\n".join([*lines, "", f"{following} --against {shlex.quote(other.run_id)}"])
 
 
@@ -128,6 +134,14 @@ def _flipped(found: Flips, width: int | None) -> list[str]:
         ]
         lines += ["", _table(pairs, width), "", "surest changes", _table(examples, width)]
     return lines
+
+
+def _right(found: Accuracy, width: int | None) -> list[str]:
+    rows = [
+        {"right label": label, "videos": num, "right before": percent(old / num), "right now": percent(new / num)}
+        for label, num, old, new in found.labels
+    ]
+    return [found.told, *(["", _table(rows, width)] if rows else [])]
 
 
 def _table(rows: Sequence[dict[str, Any]], width: int | None) -> str:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from vidray.errors import UsageError
 from vidray.pages.words import count, percent
+from vidray.results.accuracy import Accuracy, accuracy_asked_for
 from vidray.results.changes import Change, Flips, changes, flips
 from vidray.results.profile import keep_profile, make_profile
 from vidray.results.run_rows import Run, before, choose, compared, database, ended_runs
@@ -33,6 +34,8 @@ class Comparison:
     """How shares moved; only between runs of one result key."""
     flips: Flips | None
     """Which videos have another label; only between runs of different result keys."""
+    accuracy: Accuracy | None
+    """How many labels are right, if it was asked for; only between runs of different result keys."""
     profile: pa.Table | None
     """What `write_profile` keeps of the run; None unless it is compared with the run that it is compared with by
     default, so that a profile does not depend on who asked first."""
@@ -66,6 +69,7 @@ class Comparison:
             "against": _named(self.other) if self.other else None,
             "changes": [dataclasses.asdict(one) | {"is_marked": one.is_marked} for one in self.changes],
             "flips": dataclasses.asdict(self.flips) | {"share": self.flips.share} if self.flips else None,
+            "accuracy": dataclasses.asdict(self.accuracy) if self.accuracy else None,
         }
 
 
@@ -73,16 +77,19 @@ def _named(run: Run) -> dict[str, Any]:
     return {name: run.summary[name] for name in ("run_id", "created_at", "model", "result_key", "outcome")}
 
 
-def compare_runs(output: str, run_id: str | None = None, against: str | None = None) -> Comparison:
+def compare_runs(
+    output: str, run_id: str | None = None, against: str | None = None, *, labelled: str | None = None
+) -> Comparison:
     """Compare a run with an earlier one; only reads.
 
     Args:
         output: the folder that vidray score wrote to.
         run_id: None: the last run that has ended.
         against: None: the run before it (`run_rows.before`).
+        labelled: of two models, tell how often each is right on the videos of this labelled source.
 
     Raises:
-        UsageError: there is no such run, or both are the same.
+        UsageError: there is no such run, or both are the same, or the labelled source will not do.
         RunError: no run has ended, or a file is damaged, or the store failed.
     """
     store = Store(output)
@@ -96,8 +103,11 @@ def compare_runs(output: str, run_id: str | None = None, against: str | None = N
         is_alike = other is not None and other.result_key == run.result_key
         moved = tuple(changes(db)) if is_alike else ()
         flipped = flips(db) if other is not None and not is_alike else None
+        right = accuracy_asked_for(db, run, other, labelled)
         profile = make_profile(db, run, other, moved, flipped) if other == usual else None
-    return Comparison(output=store.uri, run=run, other=other, changes=moved, flips=flipped, profile=profile)
+    return Comparison(
+        output=store.uri, run=run, other=other, changes=moved, flips=flipped, accuracy=right, profile=profile
+    )
 
 
 def write_profile(comparison: Comparison) -> bool:

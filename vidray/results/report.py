@@ -9,6 +9,7 @@ from vidray.flags import require, shown_as
 from vidray.pages.blocks import Page
 from vidray.pages.page import render
 from vidray.results import report_change, report_found, report_run
+from vidray.results.accuracy import accuracy_asked_for
 from vidray.results.run_rows import before, choose, compared, database, ended_runs
 from vidray.storage.store import Store, file_place
 
@@ -29,12 +30,16 @@ class ReportConfig:
     against: Annotated[str | None, shown_as("RUN")] = None
     """What to compare it with. Default: the last good run before it, of the same model, views and sources if there is
     one."""
+    labelled: Annotated[str | None, shown_as("SOURCE")] = None
+    """With --against a run of another model, also tell how often each is right: a folder, table or list of labelled
+    videos, as for vidray train."""
     frames: bool = True
     """Show frames of some videos; they are read again for that. --no-frames: names only."""
 
     def __post_init__(self) -> None:
         require((self.output is None) != (self.model is None), "--output", self.output, "an output, or --model instead")
         require(self.model is None or self.run is self.against is None, "--run", self.run, "a run only with --output")
+        require(self.model is None or self.labelled is None, "--labelled", self.labelled, "a source only with --output")
 
 
 def report(config: ReportConfig) -> None:
@@ -50,13 +55,19 @@ def report(config: ReportConfig) -> None:
         html = checkpoint_page(config.model)
     else:
         assert config.output is not None
-        html = render(scoring_page(config.output, config.run, config.against, with_frames=config.frames))
+        html = render(_asked_for(config, config.output))
     store, name = file_place(config.to)
     require(bool(name), "--to", config.to, "the name of a file")
     store.overwrite(name, html.encode())
 
 
-def scoring_page(output: str, run_id: str | None, against: str | None, *, with_frames: bool = True) -> Page:
+def _asked_for(config: ReportConfig, output: str) -> Page:
+    return scoring_page(output, config.run, config.against, labelled=config.labelled, with_frames=config.frames)
+
+
+def scoring_page(
+    output: str, run_id: str | None, against: str | None, *, labelled: str | None = None, with_frames: bool = True
+) -> Page:
     """The page of a run."""
     store = Store(output)
     runs = ended_runs(store)
@@ -66,7 +77,7 @@ def scoring_page(output: str, run_id: str | None, against: str | None, *, with_f
         sections = [
             report_run.section(db, run),
             report_found.section(db, store, with_frames=with_frames),
-            report_change.section(db, run, other),
+            report_change.section(db, run, other, accuracy_asked_for(db, run, other, labelled)),
         ]
         return Page(
             title=f"Scores of {run.summary['created_at'][:10]}",

@@ -176,6 +176,18 @@ def load_for_evaluation(source: LabelSource, labels: Sequence[str]) -> LabelledM
     return _manifest(rows, labels)
 
 
+def load_labels(source: LabelSource) -> pa.Table:
+    """What is known of videos, whatever a model knows: columns uri, start_seconds, end_seconds and label.
+
+    Raises:
+        UsageError: nothing is there, or a label is missing.
+        RunError: a store failed while it was listed.
+    """
+    rows = _load_rows(source)
+    manifest = _manifest([row.with_split("test") for row in rows], sorted({row.label for row in rows}))
+    return manifest.table.select(["uri", "start_seconds", "end_seconds", "label"])
+
+
 def _load_rows(source: LabelSource) -> list[LabelledRow]:
     pattern = UCF101_GROUP if source.group_regex is None else compile_group_regex(source.group_regex)
     places = [locate(one) for one in source.source]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 from tests.support.faulty_stages import Breaks, Counts, Dawdles, Inflates, Meets, Same
 from tests.support.runs import wait_until
@@ -78,13 +81,24 @@ def test_decoders_wait_when_the_views_that_nobody_has_predicted_fill_their_share
     assert max(num_ahead) <= max_blocks
 
 
-def test_a_stream_that_is_closed_early_ends_its_execution(local_ray, layout):
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Python does not look for cycles by itself."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("time", ["first", "second"])  # more than half of the times some actor was left
+def test_a_stream_that_is_closed_early_ends_its_execution_and_its_actors(local_ray, layout, uncollected, time):
     rows = pa.table({"row": np.arange(200_000)})  # minutes of work, if it went on
     tables = stream(rows, Counts, Same, layout)
     next(tables)
     assert any(executors())
     tables.close()
     wait_until(lambda: not any(executors()), timeout=30, what="the end of the execution")
+    wait_until(lambda: ray.available_resources().get("CPU") == 2, timeout=30, what="the end of its actors")
 
 
 def executors() -> list[str]:

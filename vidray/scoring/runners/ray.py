@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import threading
@@ -135,6 +136,9 @@ def stream(rows: pa.Table, stages: Stages, layout: Layout, *, stall_timeout: flo
         raise explain(error) from error
     finally:
         del bundles  # with the last reference to it the execution ends
+        # Its objects form cycles, which keep actors and their CPUs until Python looks for such: in a large process
+        # that waits for these CPUs, never.
+        gc.collect()
 
 
 def make_graph(rows: pa.Table, stages: Stages, layout: Layout) -> ray.data.Dataset:
