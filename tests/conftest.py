@@ -156,3 +156,19 @@ def runner(request: pytest.FixtureRequest) -> str:
     if request.param == "ray":
         request.getfixturevalue("local_ray")
     return request.param
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URI of an empty folder on the store that the test is parametrised with."""
+    match request.param:
+        case "local":
+            return str(tmp_path / "out")
+        case "s3":
+            return f"{request.getfixturevalue('s3_bucket')}/out"
+        case "gcs":
+            return f"{request.getfixturevalue('gcs_bucket')}/out"
+        case "azure":
+            return f"{request.getfixturevalue('azure_container')}/out"
+        case _:
+            return f"{request.getfixturevalue('memory_folder')}/out"

@@ -64,6 +64,21 @@ _TRANSIENT = _STORE_FAILURES | {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TarMember:
+    """Where a video lies that is a member of a tar file, or why it cannot be had."""
+
+    shard: str
+    """The tar file's URI, without what signs it. (Names may hold ``#``: a member's URI cannot be taken apart.)"""
+    offset: int
+    """Where its bytes begin in the tar file."""
+    shard_bytes: int
+    """Size of the tar file."""
+    status: str | None = None
+    """Found out when the tar file was listed: it ends with this status and is not fetched."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRef:
     """One object that may be a video, as it was listed."""
 
@@ -76,7 +91,9 @@ class VideoRef:
     On local file systems ``<mtime_ns>-<size>-<inode>``."""
     path: bytes | None = None
     """What is opened, only where ``uri`` cannot say it: the path as the file system spells it (bytes that are not
-    UTF-8), or the URL with what signs it, which no table may hold."""
+    UTF-8), or the URL with what signs it, which no table may hold. Of a member of a tar file: the tar file's."""
+    tar_member: TarMember | None = None
+    """Set where the video is a part of an object; ``size_bytes`` is then the part's, ``etag`` the whole object's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,8 +47,9 @@ class Account:
     num_done: int
     """With an ``ok`` row from before."""
     rows: pa.Table
-    """To be scored now, sorted by uri and span: ``row``, uri, path, size_bytes, etag, ``attempts`` (this one included),
-    ``video_attempts`` (of those before), start_seconds and end_seconds."""
+    """To be scored now, sorted by uri (members of a tar file as they lie in it) and span: ``row``, uri, path,
+    size_bytes, etag, ``attempts`` (this one included), ``video_attempts`` (of those before), start_seconds, end_seconds
+    and tar_member."""
     deferred: Untried
     """The store failed; their time has not come yet."""
     given_up: Untried
@@ -88,8 +89,9 @@ def account_for(
         )
         rows = db.sql(
             "SELECT uri, path, size_bytes, etag, (attempts + 1)::INTEGER AS attempts, video_attempts::INTEGER AS "
-            "video_attempts, start_seconds, end_seconds FROM account WHERE fate = 'score' "
-            "ORDER BY uri, start_seconds NULLS FIRST, end_seconds NULLS LAST"
+            "video_attempts, start_seconds, end_seconds, tar_member FROM account WHERE fate = 'score' "
+            'ORDER BY coalesce(tar_member.shard, uri), tar_member."offset", uri, '
+            "start_seconds NULLS FIRST, end_seconds NULLS LAST"
         ).to_arrow_table()
         (num_done,) = db.sql("SELECT count(*) FROM account WHERE fate = 'done'").fetchall()[0]
         return Account(
@@ -120,7 +122,7 @@ WITH known AS (
 ), keyed AS (
     SELECT *, {KEY_SQL} AS key FROM (SELECT *, $result_key AS result_key FROM listed)
 )
-SELECT uri, path, size_bytes, etag, start_seconds, end_seconds, status, coalesce(attempts, 0) AS attempts,
+SELECT uri, path, size_bytes, etag, start_seconds, end_seconds, tar_member, status, coalesce(attempts, 0) AS attempts,
        coalesce(video_attempts, 0) AS video_attempts,
        CASE
            WHEN known.key IS NULL THEN 'score'

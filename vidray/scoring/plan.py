@@ -28,6 +28,7 @@ from vidray.scoring.config import ScoreConfig
 from vidray.scoring.output import Shards
 from vidray.sources.kept_columns import read_kept, with_kept
 from vidray.sources.manifest import list_sources
+from vidray.sources.rows import TAR_MEMBER
 from vidray.sources.signed_urls import without_secrets
 from vidray.storage.arrow_file import arrow_file
 from vidray.storage.redaction import public_uri
@@ -44,6 +45,7 @@ PLAN_SCHEMA = pa.schema(
         ("video_attempts", pa.int32()),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
+        ("tar_member", TAR_MEMBER),
     ]
 )
 """``attempts``: this one included. ``video_attempts``: of those before, the ones that speak against the video."""
@@ -261,4 +263,6 @@ def load_plan(store: Store, run_id: str) -> Plan:
     rows = output.with_spans(rows.replace_schema_metadata(None))
     if "video_attempts" not in rows.column_names:  # an older version's: it counted every attempt against the video
         rows = rows.append_column("video_attempts", pc.subtract(rows["attempts"], 1))
+    if "tar_member" not in rows.column_names:
+        rows = rows.append_column("tar_member", pa.nulls(rows.num_rows, TAR_MEMBER))
     return Plan(header=header, rows=_typed(rows), is_resumed=True)

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from vidray.errors import RunError, UsageError
 from vidray.sources.manifest_file import ManifestRecord, is_manifest, read_manifest
-from vidray.sources.patterns import VIDEO_EXTENSIONS, FileFilter, GlobMatches, VideosOnly
+from vidray.sources.patterns import VIDEO_EXTENSIONS, FileFilter, GlobMatches, VideosOnly, expand_ranges
 from vidray.sources.rows import MANIFEST_SCHEMA, RowCollector, spawn_lookups, spell
+from vidray.sources.tar_shards import TAR, TAR_URI, index_shard
 from vidray.sources.task_pool import TaskPool
 from vidray.sources.walk import Walk
 from vidray.sources.walk_fsspec import FsspecWalk
@@ -54,14 +55,16 @@ def list_sources(
 
     Args:
         sources: each one of: a folder (all videos at any depth, by ``VIDEO_EXTENSIONS``; hidden names are left out), a
-            glob (``*``, ``?``, ``[...]`` within a name, ``**`` for any number of folders; every file that matches), one
-            object, or a manifest (``.csv``, ``.jsonl``, ``.ndjson``, ``.parquet``) with a column ``uri`` and, if there,
-            ``size_bytes``, ``etag``, ``label``, ``start_seconds`` and ``end_seconds``. Relative URIs in it start at its
-            folder.
+            glob (``*``, ``?``, ``[...]`` within a name, ``**`` for any number of folders; every file that matches),
+            numbered objects (``{000..099}``; those that are missing are rows, too), one object, or a manifest
+            (``.csv``, ``.jsonl``, ``.ndjson``, ``.parquet``) with a column ``uri`` and, if there, ``size_bytes``,
+            ``etag``, ``label``, ``start_seconds`` and ``end_seconds``. Relative URIs in it start at its folder.
         extensions: such as ``.bin``: count as videos in a folder too.
         left: gets the number of files that lie in the folders and do not count as videos, by extension.
         num_threads: requests at once.
         on_progress: called now and then with the number of rows found so far.
+
+    Of whatever is found, a ``.tar`` stands for the videos in it (`vidray.sources.tar_shards`).
 
     Returns:
         Rows of ``MANIFEST_SCHEMA``, sorted by ``uri`` and span, each once (with a label, if any source has one). Local
@@ -71,9 +74,35 @@ def list_sources(
         UsageError: a source does not exist, holds nothing, or cannot be listed as asked.
         RunError: a store failed while it was listed. There is no partial listing.
     """
-    videos = VideosOnly(extensions)
-    listings = [(source, partial(_start, locate(source), videos, source.endswith("/"))) for source in sources]
-    return _list(listings, left=left, num_threads=num_threads, on_progress=on_progress)
+    videos, left = VideosOnly(extensions), Counter() if left is None else left
+    listings = [_listing(source, VideosOnly([*extensions, TAR])) for source in sources]
+    listed = _list(listings, left=left, num_threads=num_threads, on_progress=on_progress)
+    is_shard = pc.match_substring_regex(listed["uri"], TAR_URI)
+    if not pc.any(is_shard).as_py():
+        return listed
+    shards, rows = listed.filter(is_shard), RowCollector()
+    report = (lambda: on_progress(listed.num_rows + rows.num_rows)) if on_progress else (lambda: None)
+    start = partial(_start_shards, shards, videos)
+    _collect(", ".join(sources), start, rows, num_threads, report)
+    left.update(rows.left)
+    return _merge_unique(pa.concat_tables([listed.filter(pc.invert(is_shard)), rows.table()]))
+
+
+def _listing(source: str, videos: FileFilter) -> tuple[str, _Start]:
+    if len(numbered := expand_ranges(source)) > 1:
+        return source, partial(_start_numbered, [locate(one) for one in numbered])
+    return source, partial(_start, locate(source), videos, source.endswith("/"))
+
+
+def _start_numbered(places: Sequence[Location], rows: RowCollector, tasks: TaskPool) -> str:
+    spawn_lookups(places, rows, tasks)
+    return "objects of these numbers"
+
+
+def _start_shards(shards: pa.Table, videos: FileFilter, rows: RowCollector, tasks: TaskPool) -> str:
+    for shard in shards.to_pylist():
+        tasks.spawn(index_shard, shard, videos, rows)
+    return f"members of tar files with {videos}"
 
 
 def list_folder(folder: Location) -> pa.Table:
@@ -230,6 +259,18 @@ def _merge(table: pa.Table) -> pa.Table:
     chosen = order.filter(is_first)
     slices = [chosen[at : at + _ROWS_PER_SLICE] for at in range(0, len(chosen), _ROWS_PER_SLICE)]
     return pa.concat_tables([wide.take(part).cast(MANIFEST_SCHEMA) for part in slices])
+
+
+def _merge_unique(table: pa.Table) -> pa.Table:
+    """`_merge` of rows that all must stay: an object may be called what a member of a tar file is."""
+    merged = _merge(table)
+    if merged.num_rows < table.num_rows:
+        twice = pc.value_counts(table["uri"].combine_chunks())
+        uri = twice.field("values").filter(pc.greater(twice.field("counts"), 1))[0].as_py()
+        raise UsageError(
+            f"two videos have the same URI {redact(uri)!r}, an object and a member of a tar file. Rename one"
+        )
+    return merged
 
 
 def _is_null(column: pa.ChunkedArray) -> pa.ChunkedArray:

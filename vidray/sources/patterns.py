@@ -9,6 +9,8 @@ from typing import Protocol
 
 from fsspec.utils import glob_translate
 
+from vidray.errors import UsageError
+
 VIDEO_EXTENSIONS = frozenset(
     {".3g2", ".3gp", ".3gpp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m1v", ".m2ts", ".m2v", ".m4v", ".mj2"}
     | {".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts"}
@@ -22,6 +24,27 @@ _HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|(?:_runs|_train)/)")
 
 _MAX_EXTENSION = 12
 """Characters of an extension that is worth a count of its own."""
+
+
+_NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MAX_NUMBERED = 1_000_000
+
+
+def expand_ranges(source: str) -> list[str]:
+    """Itself, or what its ranges stand for: ``{00..99}``, as wide as the first number is written.
+
+    Raises:
+        UsageError: a range goes down, or stands for too many.
+    """
+    found = _NUMBERS.search(source)
+    if found is None:
+        return [source]
+    first, last = int(found[1]), int(found[2])
+    rest = expand_ranges(source[found.end() :])
+    if not first <= last < first + _MAX_NUMBERED // len(rest):
+        raise UsageError(f"cannot understand {found[0]!r} in {source!r}: a range goes up, to {_MAX_NUMBERED:,} names")
+    numbers = (f"{number:0{len(found[1])}d}" for number in range(first, last + 1))
+    return [source[: found.start()] + number + end for number in numbers for end in rest]
 
 
 class FileFilter(Protocol):

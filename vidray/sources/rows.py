@@ -18,7 +18,18 @@ from vidray.sources.task_pool import TaskPool
 from vidray.storage.location import Location
 from vidray.storage.redaction import is_url, public_uri
 from vidray.storage.versions import Version, version_at
-from vidray.types import TimeRange, VideoRef
+from vidray.types import TarMember, TimeRange, VideoRef
+
+TAR_MEMBER = pa.struct(
+    [
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("shard_bytes", pa.int64()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+"""`vidray.types.TarMember`."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -29,12 +40,15 @@ MANIFEST_SCHEMA = pa.schema(
         ("label", pa.string()),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
+        ("tar_member", TAR_MEMBER),
     ]
 )
 """One row per video, or per span of one. ``path`` is null unless ``uri`` cannot say what is to be opened: local names
 that are not UTF-8, and URLs with a signature or a password, which ``uri`` is without.
 ``size_bytes`` and ``etag`` are null if there was no such object, or it may not be read, or the source does not tell.
-``start_seconds`` and ``end_seconds``: the span that counts as the video; null: from its start, to its end."""
+``start_seconds`` and ``end_seconds``: the span that counts as the video; null: from its start, to its end.
+``tar_member`` is null unless the video is a part of a tar file: ``size_bytes`` is then the member's, ``etag`` and
+``path`` the tar file's."""
 
 SPAN = ("start_seconds", "end_seconds")
 WHOSE = ("uri", *SPAN)
@@ -70,19 +84,29 @@ class RowCollector:
         paths: Sequence[bytes | None] | None = None,
         labels: Sequence[str | None] | None = None,
         spans: Sequence[Span] | None = None,
+        tar_members: Sequence[dict[str, Any]] | None = None,
     ) -> None:
         """Appends rows; all sequences have one entry per row."""
         nulls = [None] * len(uris)
         addresses = list(paths or nulls)
         uris = list(uris)
         for number, uri in enumerate(uris):
-            if is_url(uri) and (public := public_uri(uri)) != uri:
+            if tar_members is None and is_url(uri) and (public := public_uri(uri)) != uri:
                 uris[number], addresses[number] = public, uri.encode()
         sizes = [size for size, _ in versions]
         etags = [etag for _, etag in versions]
         # The type is written out because the one that mypy infers depends on its hash seed.
         starts, ends = ([span[side] for span in spans] if spans else nulls for side in (0, 1))
-        added: tuple[Sequence[Any], ...] = (uris, addresses, sizes, etags, labels or nulls, starts, ends)
+        added: tuple[Sequence[Any], ...] = (
+            uris,
+            addresses,
+            sizes,
+            etags,
+            labels or nulls,
+            starts,
+            ends,
+            tar_members or nulls,
+        )
         with self._lock:
             for column, values in zip(self._columns, added, strict=True):
                 column.extend(values)
@@ -141,7 +165,9 @@ def _look_up(
 
 def video_of(row: dict[str, Any]) -> VideoRef:
     """The object of a row of a listing or a plan."""
-    return VideoRef(**{name: row[name] for name in ("uri", "size_bytes", "etag", "path")})
+    member = row.get("tar_member")
+    values = {name: row[name] for name in ("uri", "size_bytes", "etag", "path")}
+    return VideoRef(**values, tar_member=TarMember(**member) if member else None)
 
 
 def time_range_of(row: dict[str, Any]) -> TimeRange:

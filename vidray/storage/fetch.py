@@ -34,8 +34,11 @@ def fetch(ref: VideoRef, *, limits: Limits) -> bytes:
 
     Raises:
         VideoError: NOT_FOUND, ACCESS_DENIED, TOO_LARGE (known before it is read where the store tells the size),
-            CHANGED (other than listed, or replaced while it was read), UNSUPPORTED (not a regular file), FETCH_FAILED.
+            CHANGED (other than listed, or replaced while it was read), UNSUPPORTED (not a regular file), FETCH_FAILED;
+            and what the listing of a tar file found out about its member.
     """
+    if ref.tar_member is not None:
+        return _fetch_member(ref, limits)
     data = _fetch(ref, limits, None)
     if ref.etag is None and ref.size_bytes not in (None, len(data)):
         _raise_changed(f"listed with {ref.size_bytes} bytes, has {len(data)} now")
@@ -58,11 +61,25 @@ def fetch_range(ref: VideoRef, *, start: int, stop: int, limits: Limits) -> byte
     return _fetch(ref, limits, range(start, stop))
 
 
+def _fetch_member(ref: VideoRef, limits: Limits) -> bytes:
+    try:
+        return _fetch(ref, limits, range(ref.size_bytes or 0))
+    except RangesRefusedError as error:
+        raise VideoError(Status.FETCH_FAILED, str(error)) from error
+
+
 def _fetch(ref: VideoRef, limits: Limits, part: range | None) -> bytes:
+    uri, member = ref.uri, ref.tar_member
+    if member is not None and part is not None:
+        if member.status is not None:
+            raise VideoError(Status(member.status), member.error or "")
+        if not part:
+            return b""
+        uri, part = member.shard, range(member.offset + part.start, member.offset + part.stop)
     if ref.size_bytes is not None:
         _check_size(ref.size_bytes, limits)
     try:
-        place = locate(ref.path.decode() if ref.path and is_url(ref.uri) else ref.uri)
+        place = locate(ref.path.decode() if ref.path and is_url(ref.uri) else uri)
         deadline = Deadline(limits.fetch_deadline_seconds)
         call = partial(_read, place, ref, limits, deadline, part)
         return with_retries(call, what=ref.uri, deadline=deadline, should_retry=_should_retry)
@@ -117,8 +134,9 @@ def _range_header(part: range) -> str:
 
 
 def _check_content_range(told: str | None, part: range, ref: VideoRef) -> None:
-    if told != f"bytes {part.start}-{part.stop - 1}/{ref.size_bytes}":
-        raise RangesRefusedError(f"{_range_header(part)} of {ref.size_bytes} was asked for, and came as {told!r}")
+    size = ref.tar_member.shard_bytes if ref.tar_member else ref.size_bytes
+    if told != f"bytes {part.start}-{part.stop - 1}/{size}":
+        raise RangesRefusedError(f"{_range_header(part)} of {size} was asked for, and came as {told!r}")
 
 
 def _check_size(size_bytes: int, limits: Limits) -> None:
@@ -141,7 +159,7 @@ def _read_local(path: bytes, ref: VideoRef, limits: Limits, part: range | None) 
         before = os.fstat(descriptor)
         _check_regular(before)
         _check_etag(ref, local_etag(before))
-        _check_size(before.st_size, limits)
+        _check_size(len(part) if part else before.st_size, limits)
         file.seek(part.start if part else 0)
         data = file.read(len(part) if part else before.st_size + 1)
         if (part is None and len(data) != before.st_size) or local_etag(os.fstat(descriptor)) != local_etag(before):
@@ -267,7 +285,7 @@ def _read_any(place: Location, ref: VideoRef, limits: Limits, part: range | None
     if before.get("size") is None:
         data = _read_bounded(place, limits)
     else:
-        _check_size(before["size"], limits)
+        _check_size(len(part) if part else before["size"], limits)
         data = place.fs.cat_file(place.path, *((part.start, part.stop) if part else ()))
     is_torn = part is None and before.get("size") not in (None, len(data))
     if is_torn or etag_of(place.fs.info(place.path)) != etag_of(before):
