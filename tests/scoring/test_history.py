@@ -11,7 +11,7 @@ import pytest
 from vidray.errors import RunError
 from vidray.scoring import history, output
 from vidray.scoring.output import PREDICTION_SCHEMA, parquet_bytes, part_path
-from vidray.sources.rows import Span
+from vidray.sources.rows import TAR_MEMBER, Span
 from vidray.storage.store import Store
 from vidray.types import Status
 
@@ -27,6 +27,7 @@ def listed(*videos: tuple[str, str | None], spans: Sequence[Span] = ()) -> pa.Ta
             "etag": pa.array([etag for _, etag in videos], pa.string()),
             "start_seconds": pa.array([start for start, _ in spans] or [None] * len(videos), pa.float64()),
             "end_seconds": pa.array([end for _, end in spans] or [None] * len(videos), pa.float64()),
+            "tar_member": pa.nulls(len(videos), TAR_MEMBER),
         }
     )
 
