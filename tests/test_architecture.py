@@ -38,7 +38,7 @@ ORDER = {
     ],
     "sources": [
         *("patterns", "task_pool", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),
-        *("tar_shards", "manifest_file", "kept_columns", "manifest", "signed_urls"),
+        *("tar_file", "sidecars", "tar_shards", "manifest_file", "kept_columns", "manifest", "signed_urls"),
         *("splits", "label_formats", "label_sources", "labels"),
     ],
     "sandbox": ["landlock", "seccomp", "confinement", "protocol", "page_server", "process", "child", "sandbox"],
@@ -95,6 +95,7 @@ ONLY_IN = {
 
 LOCATED_IN = {
     *("checkpoints.resolve", "sources.labels", "sources.manifest", "sources.manifest_file", "sources.kept_columns"),
+    "sources.tar_shards",
     *("storage.fetch", "storage.store", "results.naming", "results.forget"),
 }
 """Where a URI is parsed, once; what these modules call takes the `Location`."""

@@ -12,10 +12,14 @@ import pytest
 
 from vidray.errors import UsageError
 from vidray.scoring.output import with_spans
-from vidray.sources.kept_columns import read_kept, with_kept
+from vidray.sources.kept_columns import KeptColumns, with_kept
 from vidray.sources.manifest import list_sources
 
 TAKEN = {"uri", "label", "status"}
+
+
+def read_kept(sources: list[str], names: list[str]) -> pa.Table:
+    return KeptColumns(sources, names, taken=TAKEN).of_manifests
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ CSV = "uri,camera,site,day,note\na.mp4,7,north,2026-11-01,\n./b.mp4,8,south,2026
 
 def test_columns_of_a_csv_have_the_types_that_they_look_like(folder: Path) -> None:
     manifest = write(folder, "m.csv", "\ufeff" + CSV)
-    kept = read_kept([manifest], ["camera", "day", "note"], taken=TAKEN)
+    kept = read_kept([manifest], ["camera", "day", "note"])
     kept = kept.drop_columns(["start_seconds", "end_seconds"])
     assert kept.schema.types == [pa.string(), pa.int64(), pa.date32(), pa.string()]
     assert kept.to_pylist() == [
@@ -47,7 +51,7 @@ def test_columns_of_a_csv_have_the_types_that_they_look_like(folder: Path) -> No
 
 def test_all_are_those_that_mean_nothing_to_us(folder: Path) -> None:
     manifest = write(folder, "m.csv", "uri,label,etag,camera\na.mp4,x,1,7\n")
-    assert read_kept([manifest], ["all"], taken=TAKEN).column_names[3:] == ["camera"]
+    assert read_kept([manifest], ["all"]).column_names[3:] == ["camera"]
 
 
 def test_parquet_and_json_lines_keep_their_own_types_and_others_are_null(folder: Path) -> None:
@@ -55,7 +59,7 @@ def test_parquet_and_json_lines_keep_their_own_types_and_others_are_null(folder:
     table = pa.table({"uri": ["a.mp4", "b.mp4"], "tags": tags, "gain": pa.array([1, 2], pa.int16())})
     pq.write_table(table, folder / "m.parquet")
     lines = write(folder, "m.jsonl", json.dumps({"uri": "c.mp4", "site": "north"}) + "\n")
-    kept = read_kept([str(folder / "m.parquet"), lines], ["all"], taken=TAKEN)
+    kept = read_kept([str(folder / "m.parquet"), lines], ["all"])
     assert kept.schema.types[3:] == [pa.list_(pa.string()), pa.int16(), pa.string()]
     listed = with_spans(pa.table({"uri": [str(folder / f"{name}.mp4") for name in "cabz"]}))
     rows = with_kept(listed, kept).drop_columns(["start_seconds", "end_seconds"]).to_pylist()
@@ -66,13 +70,12 @@ def test_parquet_and_json_lines_keep_their_own_types_and_others_are_null(folder:
 
 def test_a_uri_that_stands_twice_alike_is_one(folder: Path) -> None:
     manifest = write(folder, "m.csv", "uri,camera\na.mp4,7\nb.mp4,8\n./a.mp4,7\n")
-    assert read_kept([manifest], ["camera"], taken=TAKEN)["camera"].to_pylist() == [7, 8]
+    assert read_kept([manifest], ["camera"])["camera"].to_pylist() == [7, 8]
 
 
 @pytest.mark.parametrize(
     ("text", "names", "message"),
     [
-        (CSV, ["camera", "lens"], "--keep-columns: got 'lens', allowed is columns that a manifest has: camera, site"),
         (
             "uri,status\na.mp4,x\n",
             ["status"],
@@ -85,12 +88,25 @@ def test_a_uri_that_stands_twice_alike_is_one(folder: Path) -> None:
 )
 def test_what_will_not_do_is_refused_by_name(folder: Path, text: str, names: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        read_kept([write(folder, "m.csv", text)], names, taken=TAKEN)
+        read_kept([write(folder, "m.csv", text)], names)
 
 
-def test_manifests_with_other_types_and_sources_that_are_none_are_refused(folder: Path) -> None:
+def test_manifests_with_other_types_are_refused(folder: Path) -> None:
     one, other = write(folder, "1.csv", "uri,x\na.mp4,7\n"), write(folder, "2.csv", "uri,x\nb.mp4,seven\n")
     with pytest.raises(UsageError, match="the manifests have different types in a column"):
-        read_kept([one, other], ["x"], taken=TAKEN)
-    with pytest.raises(UsageError, match="none, since no source is a manifest"):
-        read_kept([str(folder)], ["x"], taken=TAKEN)
+        read_kept([one, other], ["x"])
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "message"),
+    [
+        ("m.csv", "camera,lens", "--keep-columns: got 'lens', allowed is columns that a manifest has: camera, site"),
+        ("", "lens", "--keep-columns: got 'lens', allowed is columns that a manifest has: there is none; or beside"),
+        ("", "all", "--keep-columns: got 'all', allowed is columns that a manifest has: there is none"),
+    ],
+)
+def test_names_that_nothing_has_are_refused(folder: Path, source: str, name: str, message: str) -> None:
+    write(folder, "m.csv", CSV)
+    kept = KeptColumns([f"{folder}/{source}"], name.split(","), taken=TAKEN)
+    with pytest.raises(UsageError, match=message):
+        kept.added_to(list_sources([f"{folder}/{source}"], sidecars=kept.sidecars))

@@ -13,8 +13,9 @@ from vidray.errors import VideoError
 from vidray.pages.blocks import Strip
 from vidray.pages.words import seconds
 from vidray.sandbox.sandbox import Sandbox
+from vidray.sources.tar_shards import video_at
 from vidray.storage.fetch import fetch
-from vidray.types import WHOLE_FILE, ClipSpan, Limits, TimeRange, VideoInfo, VideoRef, ViewConfig
+from vidray.types import WHOLE_FILE, ClipSpan, Limits, TimeRange, VideoInfo, ViewConfig
 from vidray.video.sampling import pts_bounds, spans_within, spread_spans, subsample_indices
 
 NUM_FRAMES = 6
@@ -33,14 +34,15 @@ def strip_sandbox(*, num_frames: int = NUM_FRAMES, size: int = 144, limits: Limi
     return Sandbox(view=view, limits=limits)
 
 
-def decode_strip(video: VideoRef, sandbox: Sandbox, *, time_range: TimeRange = WHOLE_FILE) -> Strip:
-    """Frames of a whole video, or of a span of it; of one that is gone, changed or broken, why there are none.
+def decode_strip(uri: str, etag: str | None, sandbox: Sandbox, *, time_range: TimeRange = WHOLE_FILE) -> Strip:
+    """Frames of a row's whole video, or of a span of it; of one that is gone, changed or broken, why there are none.
 
     Raises:
         RunError: there can be no sandbox.
     """
     try:
-        views_VTHWC, info = sandbox.decode(fetch(video, limits=LIMITS), time_range=time_range)
+        data = fetch(video_at(uri, etag=etag), limits=LIMITS)
+        views_VTHWC, info = sandbox.decode(data, time_range=time_range)
     except VideoError as error:
         return Strip(problem=f"no frames: {error.status} ({error.message})")
     (span,) = clip_spans(info, time_range=time_range) or (None,)

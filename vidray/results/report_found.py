@@ -16,7 +16,6 @@ from vidray.results.read import read_part
 from vidray.sandbox.sandbox import Sandbox
 from vidray.sources.rows import SPAN, time_range_of
 from vidray.storage.store import Store
-from vidray.types import VideoRef
 
 _NUM_LABELS, _NUM_MORE = 20, 400
 _NUM_CARDS = 6
@@ -119,8 +118,7 @@ def _card(row: dict[str, Any], sandbox: Sandbox | None) -> Card:
 def _strip(row: dict[str, Any], sandbox: Sandbox | None) -> Strip:
     if sandbox is None:
         return Strip(problem="frames were not asked for")
-    video = VideoRef(uri=row["uri"], etag=row["etag"], size_bytes=row["size_bytes"])
-    return decode_strip(video, sandbox, time_range=time_range_of(row))
+    return decode_strip(row["uri"], row["etag"], sandbox, time_range=time_range_of(row))
 
 
 def _spans(row: dict[str, Any]) -> list[Span]:

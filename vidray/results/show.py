@@ -23,10 +23,11 @@ from vidray.results.session import Session
 from vidray.results.table import screen_width
 from vidray.results.views import literal
 from vidray.sources.rows import time_range_of
+from vidray.sources.tar_shards import video_at
 from vidray.storage.fetch import fetch
 from vidray.storage.redaction import public_uri
 from vidray.storage.store import file_place
-from vidray.types import Limits, Status, TimeRange, VideoInfo, VideoRef, ViewConfig
+from vidray.types import Limits, Status, TimeRange, VideoInfo, ViewConfig
 
 if TYPE_CHECKING:
     from vidray.scoring.classifier import Look
@@ -46,7 +47,7 @@ class ShowConfig:
     videos as training augments them.)"""
 
     video: Annotated[tyro.conf.Positional[str], shown_as("URI|FILE")]
-    """The video: a path, s3://, gs://, az://, https://."""
+    """The video: a path, s3://, gs://, az://, https://; a member of a tar file as TAR#MEMBER."""
     model: Annotated[str | None, shown_as("URI|HUB_ID")] = None
     """Score it with this checkpoint. Default: frames of the whole video."""
     output: Annotated[str | None, shown_as("URI")] = None
@@ -113,8 +114,7 @@ def look_at(config: ShowConfig) -> ShownVideo:
 
 def _decoded(config: ShowConfig, row: dict[str, Any] | None, name: str, scores: list[ShownScores]) -> ShownVideo:
     time_range = time_range_of(row or {})
-    version = VideoRef(uri=config.video, etag=row["etag"] if row else None)
-    data = fetch(version, limits=_LIMITS)
+    data = fetch(video_at(config.video, etag=row["etag"] if row else None), limits=_LIMITS)
     if config.model is None:
         clip, info = _whole_video(data, time_range)
         clips, aspect = [clip], shown_aspect(info)

@@ -16,8 +16,9 @@ from vidray.flags import VIEW_FLAGS, override_view, parse_views, require
 from vidray.sandbox.sandbox import Sandbox
 from vidray.scoring.config import Device, Precision
 from vidray.scoring.predictor import Predictor
+from vidray.sources.tar_shards import video_at
 from vidray.storage.fetch import fetch
-from vidray.types import WHOLE_FILE, Limits, Scores, TimeRange, VideoInfo, VideoRef
+from vidray.types import WHOLE_FILE, Limits, Scores, TimeRange, VideoInfo
 from vidray.video.views import views_of_frames
 
 Answer = list[dict[str, Any]]
@@ -150,7 +151,7 @@ class Classifier:
 
     def _decode(self, video: Any, time_range: TimeRange) -> tuple[np.ndarray, VideoInfo]:
         if isinstance(video, str | os.PathLike):
-            video = fetch(VideoRef(uri=os.fspath(video)), limits=self._limits)
+            video = fetch(video_at(os.fspath(video)), limits=self._limits)
         return self._sandbox.decode(bytes(video), time_range=time_range)
 
 

@@ -63,7 +63,7 @@ class ScoreConfig:
 
     keep_columns: Annotated[str | None, shown_as("NAME,…|all")] = None
     """Columns of the manifests that come along into the prediction rows, with their types: names with commas between
-    them, or `all`."""
+    them, or `all`. From tar files: keys of a video's .json, and `cls` and `txt` for its .cls and .txt."""
 
     views: Annotated[str | None, shown_as("CLIPSxCROPS")] = None
     """Views per video as CLIPSxCROPS: 5x3, 5x1, 1x1. Default: what the checkpoint was validated with, else 5x1."""

@@ -242,6 +242,9 @@ class ScoreJob:
             on_progress=report,
         )
         self._tally.listed, self._tally.deferred, self._tally.given_up = plan.header, account.deferred, account.given_up
+        if (header := plan.header).num_tar_files:
+            where = "1 tar file" if header.num_tar_files == 1 else f"{header.num_tar_files:,} tar files"
+            self.progress.say(f"listed {header.num_listed:,}, {header.num_in_tar_files:,} of them in {where}")
         return plan
 
     def _execute(self, plan: Plan, lease: Lease, runner: Runner) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vidray.scoring import history, output
 from vidray.scoring.accounting import Account, account_for
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.output import Shards
-from vidray.sources.kept_columns import read_kept, with_kept
+from vidray.sources.kept_columns import KeptColumns
 from vidray.sources.manifest import list_sources
 from vidray.sources.rows import TAR_MEMBER
 from vidray.sources.signed_urls import without_secrets
@@ -73,6 +73,9 @@ class RunHeader:
     num_given_up: int = 0
     files_left: dict[str, int] = field(default_factory=dict)
     """Files in the folders that do not count as videos, by extension."""
+    num_tar_files: int = 0
+    num_in_tar_files: int = 0
+    """How many of the listed videos are members of so many tar files."""
     num_forgotten: int = 0
     """Planned rows that `vidray forget` has taken out since: the others keep their numbers."""
     limit: int | None = None
@@ -172,8 +175,14 @@ def plan_fresh(
     """List the sources, leave out what the output holds, and give what remains a run. Writes nothing."""
     left: Counter[str] = Counter()
     taken = {*output.PREDICTION_SCHEMA.names, *PLAN_SCHEMA.names}
-    kept = config.keep_columns and read_kept(config.source, config.kept_names, taken=taken)
-    listed = list_sources(config.source, extensions=config.extensions, left=left, on_progress=on_progress)
+    kept = KeptColumns(config.source, config.kept_names, taken=taken) if config.keep_columns else None
+    listed = list_sources(
+        config.source,
+        extensions=config.extensions,
+        left=left,
+        sidecars=kept.sidecars if kept else None,
+        on_progress=on_progress,
+    )
     if config.limit is not None:
         listed = sample(listed, config.limit)
     account = account_for(
@@ -198,10 +207,17 @@ def plan_fresh(
         num_deferred=account.deferred.count,
         num_given_up=account.given_up.count,
         files_left=dict(left.most_common()),
+        num_tar_files=pc.count_distinct(_shards(listed)).as_py(),
+        num_in_tar_files=pc.sum(pc.not_equal(listed["uri"], _shards(listed))).as_py() or 0,
         limit=config.limit,
         precision=precision,
     )
-    return Plan(header=header, rows=_typed(with_kept(rows, kept) if kept else rows)), account
+    return Plan(header=header, rows=_typed(kept.added_to(rows) if kept else rows)), account
+
+
+def _shards(listed: pa.Table) -> pa.ChunkedArray:
+    """The tar file that each row is of, or null."""
+    return pc.struct_field(listed["tar_member"], "shard")
 
 
 def with_long_ones_early(rows: pa.Table) -> pa.Table:

@@ -1,4 +1,5 @@
-"""A manifest's own columns, which come along into the prediction rows: ``--keep-columns``."""
+"""A manifest's own columns, and what lies beside videos in tar files: they come along into prediction rows
+(``--keep-columns``)."""
 
 from __future__ import annotations
 
@@ -15,40 +16,68 @@ from vidray.errors import UsageError
 from vidray.flags import require
 from vidray.sources.manifest_file import COLUMNS, absolute_uri, extension_of, is_manifest, read_bytes, span_of
 from vidray.sources.rows import SPAN, WHOSE, Span, identities
+from vidray.sources.sidecars import SidecarTable
 from vidray.storage.arrow_file import arrow_file
 from vidray.storage.location import Location, locate
 from vidray.storage.redaction import public_uri, redact
 
+_FLAG = "--keep-columns"
 
-def read_kept(sources: Sequence[str], names: Sequence[str], *, taken: Collection[str]) -> pa.Table:
-    """The columns, and ``uri`` as listings say it, ``start_seconds`` and ``end_seconds``: a row for each video or span
-    of one. CSV has the types that PyArrow infers.
 
-    Args:
-        names: the columns, or ``all`` alone: those that mean nothing to us.
-        taken: names that rows have for something else.
+class KeptColumns:
+    """What comes along: columns of the manifests, and from beside videos in tar files what no manifest has."""
 
-    Raises:
-        UsageError: no source is a manifest, there is no such column, its name is taken, two manifests have different
-            types in it, or a video stands in two rows that differ in it.
-        RunError: a store failed.
-    """
-    flag = "--keep-columns"
-    manifests = [place for place in map(locate, sources) if is_manifest(place)]
-    require(bool(manifests), flag, ",".join(names), "none, since no source is a manifest (.csv, .jsonl, .parquet)")
-    tables = [_read(place) for place in manifests]
-    own = {name: None for table in tables for name in table.column_names if name not in COLUMNS}
-    wanted = list(own) if list(names) == ["all"] else list(names)
-    missing = [name for name in wanted if name not in own]
-    require(not missing, flag, ",".join(missing), f"columns that a manifest has: {', '.join(own) or 'there is none'}")
-    clashing = [name for name in wanted if name in taken]
-    require(not clashing, flag, ",".join(clashing), "names that prediction rows do not have already; rename it there")
+    def __init__(self, sources: Sequence[str], names: Sequence[str], *, taken: Collection[str]) -> None:
+        """Reads the manifests. CSV has the types that PyArrow infers.
+
+        Args:
+            names: the columns, or ``all`` alone: those that mean nothing to us.
+            taken: names that rows have for something else.
+
+        Raises:
+            UsageError: the name of a column is taken, two manifests have different types in it, or a video stands in
+                two rows that differ in it.
+            RunError: a store failed.
+        """
+        tables = [_read(place) for place in map(locate, sources) if is_manifest(place)]
+        self._own = {name: None for table in tables for name in table.column_names if name not in COLUMNS}
+        self._names = list(names)
+        wanted = list(self._own) if self._names == ["all"] else self._names
+        clashing = [name for name in wanted if name in taken]
+        there = "names that prediction rows do not have already; rename it there"
+        require(not clashing, _FLAG, ",".join(clashing), there)
+        self.of_manifests = _joined(tables, [name for name in wanted if name in self._own])
+        """Their columns, and ``uri`` as listings say it, ``start_seconds`` and ``end_seconds``: a row for each video or
+        span of one."""
+        rest = self._names if self._names == ["all"] else [name for name in wanted if name not in self._own]
+        self.sidecars = SidecarTable(rest, taken={*taken, *COLUMNS, *self._own})
+        """To be filled by a listing of the sources."""
+
+    def added_to(self, rows: pa.Table) -> pa.Table:
+        """Rows of a listing or a plan with these columns; null where there is none.
+
+        Raises UsageError if there is no such column anywhere.
+        """
+        beside = self.sidecars.table()
+        found = [name for name in (*self.of_manifests.column_names, *beside.column_names) if name not in WHOSE]
+        missing = [name for name in self._names if name not in found] if self._names != ["all"] else []
+        there = ", ".join(self._own) or "there is none"
+        allowed = f"columns that a manifest has: {there}; or beside videos in tar files: cls, txt, keys of .json"
+        require(bool(found) and not missing, _FLAG, ",".join(missing or self._names), allowed)
+        rows = with_kept(rows, self.of_manifests)
+        return _with_columns(rows, beside, pc.index_in(rows["uri"], value_set=beside["uri"].combine_chunks()))
+
+
+def _joined(tables: Sequence[pa.Table], wanted: Sequence[str]) -> pa.Table:
     tables = [table.select([*WHOSE, *(name for name in wanted if name in table.column_names)]) for table in tables]
     try:
-        kept = pa.concat_tables(tables, promote_options="default")
+        kept = pa.concat_tables([_NONE, *tables], promote_options="default")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UsageError(f"{flag}: the manifests have different types in a column: {error}") from error
+        raise UsageError(f"{_FLAG}: the manifests have different types in a column: {error}") from error
     return _one_each(kept.select([*WHOSE, *wanted]))
+
+
+_NONE = pa.table({"uri": pa.array([], pa.string()), **{name: pa.array([], pa.float64()) for name in SPAN}})
 
 
 def _read(manifest: Location) -> pa.Table:
@@ -96,8 +125,20 @@ def _one_each(table: pa.Table) -> pa.Table:
 
 
 def with_kept(rows: pa.Table, kept: pa.Table) -> pa.Table:
-    """Rows that name videos or spans, with the columns of theirs appended; null where there are none."""
-    places = pc.index_in(identities(rows), value_set=identities(kept).combine_chunks())
-    for name in kept.column_names[len(WHOSE) :]:
-        rows = rows.append_column(kept.field(name), kept[name].take(places))
+    """Rows that name videos or spans, with the columns of theirs appended; null where there are none. A tar file's are
+    those of its members."""
+    return _with_columns(rows, kept, pc.index_in(_listed_as(rows), value_set=identities(kept).combine_chunks()))
+
+
+def _listed_as(rows: pa.Table) -> pa.ChunkedArray:
+    if "tar_member" in rows.column_names:
+        shards = pc.struct_field(rows["tar_member"], "shard")
+        rows = rows.set_column(rows.schema.get_field_index("uri"), "uri", pc.coalesce(shards, rows["uri"]))
+    return identities(rows)
+
+
+def _with_columns(rows: pa.Table, kept: pa.Table, places: pa.ChunkedArray) -> pa.Table:
+    for name in kept.column_names:
+        if name not in WHOSE:
+            rows = rows.append_column(kept.field(name), kept[name].take(places))
     return rows

@@ -17,6 +17,7 @@ from vidray.errors import RunError, UsageError
 from vidray.sources.manifest_file import ManifestRecord, is_manifest, read_manifest
 from vidray.sources.patterns import VIDEO_EXTENSIONS, FileFilter, GlobMatches, VideosOnly, expand_ranges
 from vidray.sources.rows import MANIFEST_SCHEMA, RowCollector, spawn_lookups, spell
+from vidray.sources.sidecars import SidecarTable
 from vidray.sources.tar_shards import TAR, TAR_URI, index_shard
 from vidray.sources.task_pool import TaskPool
 from vidray.sources.walk import Walk
@@ -25,7 +26,7 @@ from vidray.sources.walk_local import LocalWalk
 from vidray.sources.walk_s3 import S3Walk
 from vidray.storage.failures import Failure, classify, describe
 from vidray.storage.location import Location, locate, split_bucket
-from vidray.storage.redaction import redact
+from vidray.storage.redaction import public_uri, redact
 from vidray.storage.retry import raise_run_error, with_retries
 from vidray.storage.versions import version_at
 
@@ -48,6 +49,7 @@ def list_sources(
     *,
     extensions: Collection[str] = (),
     left: Counter[str] | None = None,
+    sidecars: SidecarTable | None = None,
     num_threads: int = _NUM_THREADS,
     on_progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
@@ -61,6 +63,7 @@ def list_sources(
             ``etag``, ``label``, ``start_seconds`` and ``end_seconds``. Relative URIs in it start at its folder.
         extensions: such as ``.bin``: count as videos in a folder too.
         left: gets the number of files that lie in the folders and do not count as videos, by extension.
+        sidecars: gets what lies beside the videos in tar files.
         num_threads: requests at once.
         on_progress: called now and then with the number of rows found so far.
 
@@ -77,21 +80,27 @@ def list_sources(
     videos, left = VideosOnly(extensions), Counter() if left is None else left
     listings = [_listing(source, VideosOnly([*extensions, TAR])) for source in sources]
     listed = _list(listings, left=left, num_threads=num_threads, on_progress=on_progress)
+    for source in sources:
+        _check_some_there(source, listed)
     is_shard = pc.match_substring_regex(listed["uri"], TAR_URI)
     if not pc.any(is_shard).as_py():
         return listed
     shards, rows = listed.filter(is_shard), RowCollector()
     report = (lambda: on_progress(listed.num_rows + rows.num_rows)) if on_progress else (lambda: None)
-    start = partial(_start_shards, shards, videos)
+    start = partial(_start_shards, shards, videos, sidecars)
     _collect(", ".join(sources), start, rows, num_threads, report)
     left.update(rows.left)
     return _merge_unique(pa.concat_tables([listed.filter(pc.invert(is_shard)), rows.table()]))
 
 
 def _listing(source: str, videos: FileFilter) -> tuple[str, _Start]:
-    if len(numbered := expand_ranges(source)) > 1:
-        return source, partial(_start_numbered, [locate(one) for one in numbered])
-    return source, partial(_start, locate(source), videos, source.endswith("/"))
+    numbered = expand_ranges(source)
+    if numbered == [source]:
+        return source, partial(_start, locate(source), videos, source.endswith("/"))
+    places = [locate(one) for one in numbered]
+    if is_manifest(places[0]) or "*" in source:
+        raise UsageError(f"got {redact(source)!r}; allowed in a range of numbers are names of videos and tar files")
+    return source, partial(_start_numbered, places)
 
 
 def _start_numbered(places: Sequence[Location], rows: RowCollector, tasks: TaskPool) -> str:
@@ -99,9 +108,24 @@ def _start_numbered(places: Sequence[Location], rows: RowCollector, tasks: TaskP
     return "objects of these numbers"
 
 
-def _start_shards(shards: pa.Table, videos: FileFilter, rows: RowCollector, tasks: TaskPool) -> str:
+def _check_some_there(source: str, listed: pa.Table) -> None:
+    """Raises UsageError if a range of numbers was meant for other names: else each would be a missing video."""
+    numbered = expand_ranges(source)
+    if numbered == [source]:
+        return
+    uris = [public_uri(locate(one).uri) for one in numbered]
+    there = listed.filter(pc.or_(pc.is_valid(listed["size_bytes"]), pc.is_valid(listed["etag"])))
+    if not pc.any(pc.is_in(there["uri"], pa.array(uris, pa.string()))).as_py():
+        raise UsageError(
+            f"nothing found in {redact(source)!r}: none of these {len(uris):,} objects is there, such as {uris[0]}"
+        )
+
+
+def _start_shards(
+    shards: pa.Table, videos: FileFilter, sidecars: SidecarTable | None, rows: RowCollector, tasks: TaskPool
+) -> str:
     for shard in shards.to_pylist():
-        tasks.spawn(index_shard, shard, videos, rows)
+        tasks.spawn(index_shard, shard, videos, rows, sidecars)
     return f"members of tar files with {videos}"
 
 

@@ -84,7 +84,7 @@ class RowCollector:
         paths: Sequence[bytes | None] | None = None,
         labels: Sequence[str | None] | None = None,
         spans: Sequence[Span] | None = None,
-        tar_members: Sequence[dict[str, Any]] | None = None,
+        tar_members: Sequence[dict[str, Any] | None] | None = None,
     ) -> None:
         """Appends rows; all sequences have one entry per row."""
         nulls = [None] * len(uris)

@@ -1,4 +1,4 @@
-"""Lists the videos in a tar file: from its headers alone, which are read in parts of the object.
+"""Lists the videos in a tar file: from its headers alone.
 
 A member is known by its name, which is never opened as a path. What a tar file says is not trusted: any damage ends its
 listing, with a row of the tar file's own, beside those of the members before it.
@@ -6,57 +6,136 @@ listing, with a row of the tar file's own, beside those of the members before it
 
 from __future__ import annotations
 
-import io
+import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vidray.errors import UsageError, VideoError
+from vidray.sources import sidecars
 from vidray.sources.patterns import FileFilter
 from vidray.sources.rows import RowCollector, spell, video_of
-from vidray.storage.fetch import RangesRefusedError, fetch_range
-from vidray.types import Limits, Status, TarMember, VideoRef
+from vidray.sources.sidecars import ShardSidecars, SidecarTable
+from vidray.sources.tar_file import RangedFile, members
+from vidray.storage.failures import describe
+from vidray.storage.fetch import RangesRefusedError
+from vidray.storage.location import locate
+from vidray.storage.redaction import is_url, public_uri
+from vidray.storage.versions import version_at
+from vidray.types import Status, TarMember, VideoRef
 
 TAR = ".tar"
-TAR_URI = r"(?i)\.tar$"
+TAR_URI = r"(?i)\.tar$|^https?://[^?#]*\.tar\?[^#]*$"
 """URIs of tar files."""
 
-_SIDECARS = (".json", ".cls", ".txt")
-_PAGE_BYTES = 1 << 18
-"""Read at once. Small members come along with their headers, large ones are jumped over."""
-_LIMITS = Limits(max_object_bytes=1 << 62)
-"""A tar file is never held as a whole."""
-
-_Problem = tuple[Status, str]
+_MEMBER_OF = re.compile(r"(?i)\.tar(?:\?[^#]*)?(?=#)")
+_AGAIN = "of a name that comes again in its tar file"
 
 
-def index_shard(shard: dict[str, Any], videos: FileFilter, rows: RowCollector) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Index:
+    """What a tar file holds, as far as it could be read."""
+
+    videos: dict[str, VideoRef] = field(default_factory=dict)
+    """By the name of the member; of those with one name the last, as for whoever unpacks it."""
+    left: Counter[str] = field(default_factory=Counter)
+    """Members that are no rows, by what the user may have meant by them."""
+    problem: tuple[Status, str] | None = None
+
+
+def index_shard(
+    shard: dict[str, Any], videos: FileFilter, rows: RowCollector, said: SidecarTable | None = None
+) -> None:
     """Adds a row for each member that is a video by its name, and one for the tar file itself if it is damaged, or
-    cannot be read. Of members with one name the last counts, as for whoever unpacks it.
+    cannot be read.
 
     Args:
         shard: the tar file's row of a listing.
         videos: what counts as a video.
         rows: gets the rows.
+        said: gets what the videos' sidecars say.
     """
     ref = video_of(shard)
-    if ref.size_bytes is None:  # there is none: fetching it says why
-        rows.add([ref.uri], [(None, None)], paths=[ref.path], **_of_source(shard, 1))
-        return
-    found: dict[str, tuple[int, dict[str, Any]]] = {}
-    left: list[str | None] = []
-    problem: _Problem | None = None
+    if ref.size_bytes is None and ref.etag is None:  # there is none: fetching it says why
+        found = [ref]
+    else:
+        beside = None if said is None else ShardSidecars(said)
+        index = _index(ref, videos, beside)
+        found = list(index.videos.values())
+        if index.problem is not None:
+            found.append(_member(ref, ref.uri, 0, ref.size_bytes or 0, index.problem))
+        rows.skip(list(index.left.elements()))
+        if said is not None and beside is not None:
+            said.add({video.uri: values for name, video in index.videos.items() if (values := beside.of(name))})
+    rows.add(
+        [video.uri for video in found],
+        [(video.size_bytes, video.etag) for video in found],
+        paths=[ref.path] * len(found),
+        labels=[shard["label"]] * len(found),
+        spans=[(shard["start_seconds"], shard["end_seconds"])] * len(found),
+        tar_members=[asdict(video.tar_member) if video.tar_member else None for video in found],
+    )
+
+
+def video_at(uri: str, *, etag: str | None = None) -> VideoRef:
+    """The video that a URI names: an object, or a member of a tar file if there is one of this name.
+
+    Args:
+        uri: as a row has it, or with what signs it.
+        etag: the version that is wanted; None: any.
+
+    Raises:
+        VideoError: a tar file of this name cannot be read.
+    """
+    for found in _MEMBER_OF.finditer(uri):
+        shard, name = uri[: found.end()], uri[found.end() + 1 :]
+        try:
+            version = version_at(locate(shard))
+        except UsageError:
+            raise
+        except Exception as error:
+            raise VideoError(Status.FETCH_FAILED, describe(error)) from error
+        if version is not None and version[0] is not None:
+            ref = _shard_ref(shard, version[0], etag or version[1])
+            index = _index(ref, _Named(f"{ref.uri}#{name}", ref), None)
+            if index.problem is not None:
+                raise VideoError(*index.problem)
+            if index.videos:
+                (video,) = index.videos.values()
+                return video
+    return VideoRef(uri=uri, etag=etag)
+
+
+def _shard_ref(uri: str, size_bytes: int, etag: str | None) -> VideoRef:
+    if is_url(uri) and (public := public_uri(uri)) != uri:
+        return VideoRef(uri=public, path=uri.encode(), size_bytes=size_bytes, etag=etag)
+    return VideoRef(uri=locate(uri).uri, size_bytes=size_bytes, etag=etag)
+
+
+class _Named:
+    """Keeps the member with one URI."""
+
+    def __init__(self, uri: str, shard: VideoRef) -> None:
+        self._uri, self._shard = uri, shard
+
+    def keeps(self, path: str) -> bool:
+        return _uri(self._shard, path) == self._uri
+
+    def enters(self, path: str) -> bool:
+        return True
+
+    def kind_left(self, path: str) -> str | None:
+        return None
+
+
+def _index(ref: VideoRef, videos: FileFilter, beside: ShardSidecars | None) -> _Index:
+    index, problem = _Index(), None
     try:
-        for info in _members(ref):
-            if info.isdir():
-                continue
-            if not videos.keeps(info.name):
-                left += [] if info.name.lower().endswith(_SIDECARS) else [videos.kind_left(info.name)]
-                continue
-            uri = f"{ref.uri}#{spell(info.name)[0]}"
-            left += ["of a name that comes again in its tar file"] if uri in found else []
-            found[uri] = info.size, _member(ref, info.offset_data, _why_not(info, ref.size_bytes))
+        for name, video in _videos(ref, videos, beside, index.left):
+            index.left[_AGAIN] += name in index.videos
+            index.videos[name] = video
     except UsageError:
         raise
     except VideoError as error:
@@ -65,86 +144,39 @@ def index_shard(shard: dict[str, Any], videos: FileFilter, rows: RowCollector) -
         problem = Status.UNSUPPORTED, f"tar files need a store that gives parts of objects: {error}"
     except Exception as error:  # tarfile raises much besides its own errors for bytes that make no sense
         problem = Status.CORRUPT, f"damaged tar file, members may be missing: {error or type(error).__name__}"
-    if problem is not None:
-        found[ref.uri] = ref.size_bytes, _member(ref, 0, problem)
-    rows.skip(left)
-    rows.add(
-        list(found),
-        [(size, ref.etag) for size, _ in found.values()],
-        paths=[ref.path] * len(found),
-        tar_members=[member for _, member in found.values()],
-        **_of_source(shard, len(found)),
-    )
+    return _Index(videos=index.videos, left=index.left + (beside.left if beside else Counter()), problem=problem)
 
 
-def _of_source(shard: dict[str, Any], num_rows: int) -> dict[str, Any]:
-    return {"labels": [shard["label"]] * num_rows, "spans": [(shard["start_seconds"], shard["end_seconds"])] * num_rows}
+def _videos(
+    ref: VideoRef, videos: FileFilter, beside: ShardSidecars | None, left: Counter[str]
+) -> Iterator[tuple[str, VideoRef]]:
+    file = RangedFile(ref)
+    for info in members(file):
+        if info.isdir():
+            continue
+        if videos.keeps(info.name):
+            yield info.name, _member(ref, _uri(ref, info.name), info.offset_data, info.size, _why_not(info, ref))
+        elif info.name.lower().endswith(sidecars.ENDINGS):
+            if beside is not None:
+                beside.add(info, file)
+        elif (kind := videos.kind_left(info.name)) is not None:
+            left[kind] += 1
 
 
-def _member(shard: VideoRef, offset: int, problem: _Problem | None) -> dict[str, Any]:
+def _uri(shard: VideoRef, name: str) -> str:
+    return f"{shard.uri}#{spell(name)[0]}"
+
+
+def _member(shard: VideoRef, uri: str, offset: int, num_bytes: int, problem: tuple[Status, str] | None) -> VideoRef:
     status, error = problem or (None, None)
-    size = shard.size_bytes or 0
-    return asdict(TarMember(shard=shard.uri, offset=offset, shard_bytes=size, status=status, error=error))
+    member = TarMember(shard=shard.uri, offset=offset, shard_bytes=shard.size_bytes or 0, status=status, error=error)
+    return VideoRef(uri=uri, size_bytes=num_bytes, etag=shard.etag, path=shard.path, tar_member=member)
 
 
-def _why_not(info: tarfile.TarInfo, shard_bytes: int) -> _Problem | None:
+def _why_not(info: tarfile.TarInfo, shard: VideoRef) -> tuple[Status, str] | None:
     if info.issparse() or not info.isreg():
         return Status.UNSUPPORTED, "a link, a sparse file or something else than a plain file in a tar file"
-    if info.offset_data + info.size > shard_bytes:
-        return Status.CORRUPT, f"the tar file ends within it, {info.offset_data + info.size - shard_bytes} bytes early"
+    missing = info.offset_data + info.size - (shard.size_bytes or 0)
+    if missing > 0:
+        return Status.CORRUPT, f"the tar file ends within it, {missing} bytes early"
     return None
-
-
-def _members(shard: VideoRef) -> Iterator[tarfile.TarInfo]:
-    """Raises VideoError, RangesRefusedError, and whatever tarfile does."""
-    file = _RangedFile(shard)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        last = -1
-        while (info := tar.next()) is not None:
-            if info.size < 0 or info.offset_data <= last:
-                raise tarfile.ReadError(f"a member of {info.size} bytes at byte {info.offset_data}")
-            last = info.offset_data
-            yield info
-        # It takes any block that is no header for the end.
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"neither a header nor the end of it is at byte {tar.offset}")
-
-
-class _RangedFile(io.RawIOBase):
-    """An object as a file, of which the parts that are looked at are fetched."""
-
-    def __init__(self, ref: VideoRef) -> None:
-        if ref.etag is None:
-            raise VideoError(Status.UNSUPPORTED, "tar files need a store that tells versions of objects (ETag)")
-        self._ref = ref
-        self._num_bytes = ref.size_bytes or 0
-        self._at = self._start = 0
-        self._page = b""
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence != io.SEEK_SET or offset < 0:
-            raise tarfile.ReadError(f"a place {offset} bytes from the start")
-        self._at = offset
-        return offset
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _PAGE_BYTES:  # it would be held in memory
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        start, stop = self._at, min(self._at + size, self._num_bytes)
-        if start >= stop:
-            return b""
-        if not self._start <= start < stop <= self._start + len(self._page):
-            end = min(start + _PAGE_BYTES, self._num_bytes)
-            self._start, self._page = start, fetch_range(self._ref, start=start, stop=end, limits=_LIMITS)
-        self._at = stop
-        return self._page[start - self._start : stop - self._start]
