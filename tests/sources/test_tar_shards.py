@@ -85,6 +85,24 @@ def test_a_range_that_cannot_be_meant_is_refused(source: str) -> None:
         list_sources([source])
 
 
+@pytest.mark.parametrize("source", ["{0..3}.tar", "{3..3}.tar", "s/{0..1}/{0..1}.tar"])
+def test_a_range_of_which_nothing_is_there_is_refused(tmp_path: Path, source: str) -> None:
+    (tmp_path / "4.tar").write_bytes(numbered(0, 2))
+    with pytest.raises(UsageError, match=r"nothing found in .*: none of these .* objects is there, such as"):
+        list_sources([f"{tmp_path}/{source}"])
+
+
+@pytest.mark.parametrize("source", ["{0..3}.csv", "{0..3}/*.tar"])
+def test_a_range_names_videos_and_tars_and_nothing_else(tmp_path: Path, source: str) -> None:
+    with pytest.raises(UsageError, match="allowed in a range of numbers are names of videos and tar files"):
+        list_sources([f"{tmp_path}/{source}"])
+
+
+def test_a_range_of_one_number_is_one(tmp_path: Path) -> None:
+    (tmp_path / "04.tar").write_bytes(numbered(0, 2))
+    assert list_sources([f"{tmp_path}/{{04..04}}.tar"]).num_rows == 2
+
+
 STRANGE = [
     "/etc/passwd.mp4",
     "../../up.mp4",
@@ -108,8 +126,9 @@ def test_names_are_names_and_no_paths(tmp_path: Path, kind: int) -> None:
 
 
 def test_names_of_members_behind_a_url_are_no_parameters() -> None:
-    with RangeServer({"a.tar": make_tar(("v.mp4?sig=1.mp4", b"one"), ("v.mp4?sig=2.mp4", b"two"))}) as server:
-        assert contents(f"{server.url}/a.tar") == {"v.mp4?sig=1.mp4": b"one", "v.mp4?sig=2.mp4": b"two"}
+    data = make_tar(("v.mp4?sig=1.mp4", b"one"), ("v.mp4?sig=2.mp4", b"two"))
+    with RangeServer({"a.tar": data, "a.tar?download=1": data}) as server:
+        assert contents(f"{server.url}/a.tar?download=1") == {"v.mp4?sig=1.mp4": b"one", "v.mp4?sig=2.mp4": b"two"}
 
 
 def test_of_members_with_one_name_the_last_counts_and_the_others_are_counted(tmp_path: Path) -> None:

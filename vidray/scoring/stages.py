@@ -25,6 +25,7 @@ from vidray.scoring.output import PREDICTION_SCHEMA, ROW
 from vidray.scoring.timing import BusyClock
 from vidray.sources.rows import time_range_of, video_of
 from vidray.storage.fetch import fetch
+from vidray.storage.neighbours import MAX_BYTES, fetch_together, group_neighbours
 from vidray.storage.ranges import PAGE_BYTES, RangedObject, open_ranged
 from vidray.types import Limits, Status, TimeRange, VideoInfo, VideoRef, ViewConfig
 
@@ -110,6 +111,9 @@ class DecodeStage:
         # Where a clip is the whole video, or PyTorchVideo decodes, all bytes are read anyway.
         can_use_parts = view.span == "stride" and view.decoder == "vidray"
         self._range_reads_above_bytes = range_reads_above_bytes if can_use_parts else None
+        self._together_bytes = min(
+            MAX_BYTES, MAX_BYTES if self._range_reads_above_bytes is None else self._range_reads_above_bytes
+        )
         self._window = fetch_threads
         # Two blocks may be in this stage at once.
         self._window_bytes = (fetch_memory_bytes or memory_bytes() // (8 * num_cpus())) // 2
@@ -138,16 +142,16 @@ class DecodeStage:
         return pa.table({name: columns[name] for name in DECODED_SCHEMA.names}, schema=DECODED_SCHEMA)
 
     def _fetch_ahead(self, refs: list[VideoRef]) -> Iterator[tuple[_Fetched, float]]:
-        """Objects in order, with a window of them under way: so many, and so many bytes, but always one. Half of it is
-        asked for at once and held while the block before is decoded, the rest when iterated.
+        """Objects in order, with a window of requests under way: so many, and so many bytes, but always one. Half of it
+        is asked for at once and held while the block before is decoded, the rest when iterated.
         """
-        waiting: deque[tuple[int, Future[tuple[_Fetched, float]]]] = deque()
-        todo = deque(refs)
+        waiting: deque[tuple[int, Future[list[tuple[_Fetched, float]]]]] = deque()
+        todo = deque(group_neighbours(refs, max_bytes=self._together_bytes))
 
         def ask(window: int) -> None:
             num_bytes = sum(size for size, _ in waiting)
             while todo and len(waiting) < window:
-                size = PAGE_BYTES if self._takes_parts(todo[0]) else todo[0].size_bytes or 0
+                size = sum(PAGE_BYTES if self._takes_parts(ref) else ref.size_bytes or 0 for ref in todo[0])
                 if waiting and num_bytes + size > self._window_bytes:
                     return
                 waiting.append((size, self._fetchers.submit(self._fetch, todo.popleft())))
@@ -157,10 +161,11 @@ class DecodeStage:
             ask(self._window)
             while waiting:
                 _, future = waiting.popleft()
-                result = future.result()
+                results = future.result()[::-1]
                 del future  # with what it holds
                 ask(self._window)
-                yield result
+                while results:
+                    yield results.pop()
 
         ask(-(-self._window // 2))
         return drain()
@@ -171,13 +176,22 @@ class DecodeStage:
             return False
         return (ref.size_bytes or 0) > self._range_reads_above_bytes
 
-    def _fetch(self, ref: VideoRef) -> tuple[_Fetched, float]:
+    def _fetch(self, refs: list[VideoRef]) -> list[tuple[_Fetched, float]]:
+        """What one request gives, and the share of each in the time."""
         started = time.perf_counter()
+        results: list[_Fetched] = []
+        if len(refs) > 1:
+            results += fetch_together(refs, limits=self._limits)
+        else:
+            results.append(self._fetch_one(refs[0]))
+        seconds = (time.perf_counter() - started) / len(refs)
+        return [(result, seconds) for result in results]
+
+    def _fetch_one(self, ref: VideoRef) -> _Fetched:
         try:
-            result: _Fetched = (open_ranged if self._takes_parts(ref) else fetch)(ref, limits=self._limits)
+            return (open_ranged if self._takes_parts(ref) else fetch)(ref, limits=self._limits)
         except VideoError as error:
-            result = error
-        return result, time.perf_counter() - started
+            return error
 
     def _decode(self, data: _Fetched, fetch_seconds: float, time_range: TimeRange, out: np.ndarray) -> dict[str, Any]:
         row: dict[str, Any] = {"fetch_seconds": fetch_seconds, "decoder": self._name}
