@@ -39,7 +39,7 @@ ORDER = {
     "sources": [
         *("patterns", "task_pool", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),
         *("tar_file", "sidecars", "tar_shards", "manifest_file", "kept_columns", "manifest", "signed_urls"),
-        *("splits", "label_formats", "label_sources", "labels"),
+        *("splits", "label_formats", "label_tars", "label_sources", "labels"),
     ],
     "sandbox": ["landlock", "seccomp", "confinement", "protocol", "page_server", "process", "child", "sandbox"],
     "checkpoints": ["resolve", "checkpoint", "card", "write", "convert", "new"],

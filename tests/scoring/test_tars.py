@@ -102,7 +102,7 @@ def test_one_member_is_shown_reported_and_forgotten(tmp_path: Path, capsys) -> N
     done = forget(ForgetConfig(output=str(output), uri=(uri,)))
     assert (done.num_rows, done.missing) == (1, [])
     assert [row["uri"] for row in runs.read_rows(output)] == [f"{tars}/0.tar#a#.mp4"]
-    assert verify(VerifyConfig(output=str(output))).problems == []
+    assert not verify(VerifyConfig(output=str(output))).problems
 
 
 def test_a_member_that_there_is_not_is_one_line(tmp_path: Path) -> None:

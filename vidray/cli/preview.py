@@ -94,6 +94,8 @@ class PreviewConfig:
     """What tells a video's scene, as for train."""
     group_column: str | None = None
     """The column that tells a video's scene, as for train."""
+    label_key: str = "cls"
+    """What is the label in tar files, as for train."""
     validation_share: float = TrainConfig.validation_share
     """Share of the videos that is split off for validation, as for train."""
     seed: int = 0

@@ -1,5 +1,5 @@
-"""Parses one labelled source: a folder per label, a table (such as a Kinetics CSV file), or a list of paths (such as
-UCF101's). `label_formats` makes tables of the formats that datasets come in.
+"""Parses one labelled source: a folder per label, a table (such as a Kinetics CSV file), a list of paths (such as
+UCF101's), or tar files. `label_formats` makes tables of the formats that datasets come in.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from urllib.parse import unquote
 
 from vidray.errors import UsageError
 from vidray.sources.label_formats import FORMATS, Listed, is_list, label_text, read_list, read_table
+from vidray.sources.label_tars import names_tars, read_tars
 from vidray.sources.manifest import list_folder, list_records
 from vidray.sources.manifest_file import is_manifest, parse_records
 from vidray.sources.patterns import VIDEO_EXTENSIONS
 from vidray.sources.splits import split_of
+from vidray.sources.tar_shards import TAR, is_tar_uri
 from vidray.storage.location import Location
 from vidray.storage.redaction import public_uri
 from vidray.types import VideoRef
@@ -62,10 +64,12 @@ def read_source(
     video_root: Location | None = None,
     group_column: str | None = None,
     list_labels: str | None = None,
+    label_key: str = "cls",
 ) -> list[LabelledRow]:
     """The rows of one source, in no particular order.
 
     Args:
+        label_key: what beside a video in a tar file is its label.
         list_labels: ``folder`` or ``number``: which of the two is the label in a list that has both.
 
     Raises:
@@ -74,23 +78,40 @@ def read_source(
     """
     if is_manifest(place):
         return _read_table(place, video_root or place.parent, group_column, list_labels)
+    if names_tars(place):
+        return _read_tars(place, label_key, group_column)
+    if is_list(place):
+        _refuse_group_column(place, group_column)
+        return _videos_of(place, read_list(place, list_labels), video_root or place.parent)
+    found = list_folder(place, extensions=[TAR]).to_pylist()
+    videos = [_ref(row) for row in found if not is_tar_uri(row["uri"])]
+    if not videos:
+        return _read_tars(place, label_key, group_column)
+    _refuse_group_column(place, group_column)
+    return _by_folder(place, videos)  # tar files beside them are what they came in
+
+
+def _refuse_group_column(place: Location, group_column: str | None) -> None:
     if group_column is not None:
         raise UsageError(f"--group-column {group_column}: {place.uri!r} is no table, and has no columns")
-    if is_list(place):
-        return _videos_of(place, read_list(place, list_labels), video_root or place.parent)
-    return _read_folder(place)
 
 
 def _ref(row: dict[str, Any]) -> VideoRef:
     return VideoRef(**{name: row[name] for name in ("uri", "path", "size_bytes", "etag")})
 
 
+def _read_tars(place: Location, label_key: str, group_column: str | None) -> list[LabelledRow]:
+    return [
+        LabelledRow(video=found.video, label=found.label, split=found.split, group=found.group)
+        for found in read_tars(place, label_key=label_key, group_key=group_column)
+    ]
+
+
 # -- folders by class -------------------------------------------------------------------------------------------------
 
 
-def _read_folder(folder: Location) -> list[LabelledRow]:
+def _by_folder(folder: Location, videos: list[VideoRef]) -> list[LabelledRow]:
     root = folder.uri.rstrip("/") + "/"
-    videos = [_ref(row) for row in list_folder(folder).to_pylist()]
     parts = [_relative_parts(video.uri, root, folder) for video in videos]
     for video, names in zip(videos, parts, strict=True):
         if len(names) < 2:

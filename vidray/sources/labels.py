@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from vidray.errors import UsageError
 from vidray.sources.label_sources import LabelledRow, read_source
+from vidray.sources.rows import TAR_MEMBER
 from vidray.sources.signed_urls import without_secrets
 from vidray.sources.splits import SPLITS, UCF101_GROUP, choose_validation, compile_group_regex, group_of
 from vidray.storage.arrow_file import arrow_file
@@ -41,10 +42,11 @@ LABELLED_SCHEMA = pa.schema(
         ("group", pa.string()),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
+        ("tar_member", TAR_MEMBER),
     ]
 )
-"""One row per labelled clip. ``path``: see `vidray.sources.rows.MANIFEST_SCHEMA`. ``label_id``: the label's place
-among the labels. ``split``: train, val or test. Rows of one ``group`` are never on two sides of a split made here.
+"""One row per labelled clip. ``path``, ``tar_member``: see `vidray.sources.rows.MANIFEST_SCHEMA`. ``label_id``: the
+label's place among the labels. ``split``: train, val or test. Rows of one ``group`` are never on two sides of a split.
 ``start_seconds``, ``end_seconds``: the part of the file that the label is about; null: from its start, to its end."""
 
 _LABELS_KEY = b"vidray.labels"
@@ -58,7 +60,7 @@ class LabelSource:
     source: tuple[str, ...]
     """Each one of: a folder with a folder per label (perhaps below train/, val/, test/); a table (.csv, .jsonl,
     .parquet) with `uri` and `label`, or with `label` and `youtube_id` or `file`; a list (UCF101, HMDB51, PATH NUMBER,
-    Something-Something's JSON)."""
+    Something-Something's JSON); tar files with a label beside each video."""
     video_root: str | None = None
     """Folder of the videos that a table with `file` or `youtube_id`, or a UCF101 list, names.
     Default: the folder that the table or list is in."""
@@ -68,7 +70,9 @@ class LabelSource:
     """Regular expression that finds a video's group in its URI: its first group, or the whole match without one.
     Default: UCF101's names, v_Label_gNN_cNN; other videos are groups of their own."""
     group_column: str | None = None
-    """Column of the table that names the group."""
+    """Column of the table that names the group; in tar files a key of the JSON beside a video."""
+    label_key: str = "cls"
+    """In tar files: what beside a video is its label: `cls`, `txt`, or a key of its JSON."""
     validation_share: float = 0.1
     """Share of the training videos that is split off where no source has a validation split."""
     seed: int = 0
@@ -144,6 +148,8 @@ class LabelledManifest:
         if _LABELS_KEY not in metadata:
             raise ValueError("not a labelled manifest: the Parquet file has no labels in its metadata")
         labels = tuple(json.loads(metadata[_LABELS_KEY]))
+        if "tar_member" not in table.column_names:  # an older version's
+            table = table.append_column("tar_member", pa.nulls(table.num_rows, TAR_MEMBER))
         return cls(table=table.replace_schema_metadata(None).cast(LABELLED_SCHEMA), labels=labels)
 
 
@@ -196,7 +202,11 @@ def _load_rows(source: LabelSource) -> list[LabelledRow]:
         row if row.group is not None else row.with_group(group_of(row.video.uri, pattern))
         for place in places
         for row in read_source(
-            place, video_root=video_root, group_column=source.group_column, list_labels=source.list_labels
+            place,
+            video_root=video_root,
+            group_column=source.group_column,
+            list_labels=source.list_labels,
+            label_key=source.label_key,
         )
     ]
     if not rows:
@@ -254,6 +264,7 @@ def _manifest(rows: list[LabelledRow], labels: Sequence[str]) -> LabelledManifes
     columns = {name: [getattr(row.video, name) for row in rows] for name in ("uri", "path", "size_bytes", "etag")}
     for name in ("label", "split", "group", "start_seconds", "end_seconds"):
         columns[name] = [getattr(row, name) for row in rows]
+    columns["tar_member"] = [row.video.tar_member and dataclasses.asdict(row.video.tar_member) for row in rows]
     columns["label_id"] = [ids[row.label] for row in rows]
     arrays = [pa.array(columns[field.name], field.type) for field in LABELLED_SCHEMA]
     return LabelledManifest(table=pa.Table.from_arrays(arrays, schema=LABELLED_SCHEMA), labels=tuple(labels))

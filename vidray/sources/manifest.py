@@ -129,9 +129,10 @@ def _start_shards(
     return f"members of tar files with {videos}"
 
 
-def list_folder(folder: Location) -> pa.Table:
-    """All videos below a folder; returns and raises what `list_sources` does."""
-    return _list([(folder.uri, partial(_start_folder, folder, VideosOnly()))])
+def list_folder(folder: Location, *, extensions: Collection[str] = ()) -> pa.Table:
+    """All videos below a folder, and tar files if asked for as what they are; returns and raises what `list_sources`
+    does."""
+    return _list([(folder.uri, partial(_start_folder, folder, VideosOnly(extensions)))])
 
 
 def list_records(manifest: Location, records: Iterator[ManifestRecord]) -> pa.Table:

@@ -79,6 +79,11 @@ def index_shard(
     )
 
 
+def is_tar_uri(uri: str) -> bool:
+    """True for the URI of a tar file."""
+    return re.search(TAR_URI, uri) is not None
+
+
 def video_at(uri: str, *, etag: str | None = None) -> VideoRef:
     """The video that a URI names: an object, or a member of a tar file if there is one of this name.
 

@@ -181,7 +181,9 @@ class TrainConfig:
     """What in a video's name tells its scene (the first group of the expression): a scene is never on both sides of
     the split. Default: UCF101's `_gNN_` where names have it, else every video is its own."""
     group_column: str | None = None
-    """The column of a table that tells a video's scene."""
+    """The column of a table that tells a video's scene; with tar files a key of the .json beside a video."""
+    label_key: str = "cls"
+    """In tar files: what beside a video is its label: `cls` or `txt` (the text of that file), or a key of its .json."""
     validation_share: float = 0.15
     """Share of the videos that is split off for validation, where the sources have no validation part."""
     class_weights: bool = False
@@ -323,6 +325,8 @@ class EvaluateConfig:
     """Folder of the videos that a table or a list speaks of. Default: the folder it lies in."""
     list_labels: Literal["folder", "number"] | None = None
     """What is the label in a list of PATH NUMBER, where folders and numbers contradict each other."""
+    label_key: str = "cls"
+    """What is the label in tar files, as for train."""
     output: str | None = None
     """A folder for metrics.json and report/, with --segments for metrics.json and the scores. Default: the figures are
     only printed."""

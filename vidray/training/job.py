@@ -124,7 +124,12 @@ def labelled_rows(config: EvaluateConfig, labels: Sequence[str]) -> pa.Table:
     """
     from vidray.sources.labels import LabelSource, load_for_evaluation
 
-    source = LabelSource(source=config.source, video_root=config.video_root, list_labels=config.list_labels)
+    source = LabelSource(
+        source=config.source,
+        video_root=config.video_root,
+        list_labels=config.list_labels,
+        label_key=config.label_key,
+    )
     manifest = load_for_evaluation(source, labels)
     table = manifest.table if config.split == "all" else manifest.rows_of(config.split)
     if table.num_rows == 0:

@@ -88,6 +88,7 @@ def label_source(config: TrainConfig) -> LabelSource:
         list_labels=config.list_labels,
         group_regex=config.group_regex,
         group_column=config.group_column,
+        label_key=config.label_key,
         validation_share=config.validation_share,
         seed=config.seed,
     )
