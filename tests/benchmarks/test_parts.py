@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
 from benchmarks import decode, models, ranges, segments, streaming
+from tests.support import runs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,3 +66,9 @@ def test_parts_of_a_long_video_are_timed_beside_the_whole(capsys, monkeypatch):
     assert [line.split(":")[0] for line in lines] == names
     assert float(re.search(r"([\d.]+) times fewer bytes", lines[2])[1]) > 1
     assert float(re.search(r"([\d.]+) times fewer bytes", lines[5])[1]) == 1
+
+
+def test_clips_in_tars_are_timed_beside_objects():
+    small = ["--num-clips", "12", "--num-shards", "2", "--turns", "1", "--delay", "0.01"]
+    out = runs.run([sys.executable, str(runs.ROOT / "benchmarks" / "tars.py"), *small])
+    assert float(re.search(r"^request: objects / tars ([\d.]+)$", out, re.MULTILINE)[1]) > 0

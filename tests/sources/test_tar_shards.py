@@ -98,6 +98,17 @@ def test_a_range_names_videos_and_tars_and_nothing_else(tmp_path: Path, source: 
         list_sources([f"{tmp_path}/{source}"])
 
 
+def test_one_member_may_be_a_source(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(make_tar(("a.mp4", b"a"), ("b#.mp4", b"b"), ("notes", b"c")))
+    assert contents(f"{tmp_path}/0.tar#b#.mp4", f"{tmp_path}/0.tar#notes") == {".mp4": b"b", "notes": b"c"}
+    assert contents(f"{tmp_path}/0.tar", f"{tmp_path}/0.tar#a.mp4") == {"a.mp4": b"a", ".mp4": b"b"}
+    for name, data in (("0.tar#c.mp4", None), ("bad.tar#c.mp4", b"no tar")):
+        if data:
+            (tmp_path / "bad.tar").write_bytes(data)
+        with pytest.raises(UsageError, match=r"#c.mp4': (FileNotFoundError|corrupt: damaged tar file)"):
+            list_sources([f"{tmp_path}/{name}"])
+
+
 def test_a_range_of_one_number_is_one(tmp_path: Path) -> None:
     (tmp_path / "04.tar").write_bytes(numbered(0, 2))
     assert list_sources([f"{tmp_path}/{{04..04}}.tar"]).num_rows == 2

@@ -1,7 +1,7 @@
 """Stores for tests, each a real server in a process of its own on a free loopback port.
 
-Run as a script (``python tests/support/servers.py``) it is the S3 server: it prints its port, and ends when its input
-does.
+Run as a script (``python tests/support/servers.py [SECONDS]``) it is the S3 server, which waits so long before it
+answers a read: it prints its port, and ends when its input does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,9 +34,14 @@ class Server:
 
 
 @contextmanager
-def s3_server() -> Iterator[Server]:
-    """An S3 server (moto) that honours conditional writes, atomically."""
-    process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def s3_server(*, delay_seconds: float = 0.0) -> Iterator[Server]:
+    """An S3 server (moto) that honours conditional writes, atomically.
+
+    Args:
+        delay_seconds: before each answer to a read.
+    """
+    command = [sys.executable, __file__, str(delay_seconds)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         port = int(process.stdout.readline())
@@ -94,7 +100,7 @@ def _wait_for_address(process: subprocess.Popen[str]) -> str:
     raise RuntimeError("the server did not start: " + "".join(lines))
 
 
-def serve_s3() -> None:
+def serve_s3(delay_seconds: float) -> None:
     """Serves S3 until standard input ends, as it does when the parent process dies."""
     from moto.moto_server import werkzeug_app
     from moto.moto_server.utilities import RegexConverter
@@ -121,6 +127,7 @@ def serve_s3() -> None:
         if environ["REQUEST_METHOD"] in ("PUT", "POST"):
             with writing:
                 return application(environ, start_response)
+        time.sleep(delay_seconds)
         return application(environ, start_response)
 
     server = make_server("127.0.0.1", 0, one_write_at_a_time, threaded=True, request_handler=Quiet)
@@ -130,4 +137,4 @@ def serve_s3() -> None:
 
 
 if __name__ == "__main__":
-    serve_s3()
+    serve_s3(float((sys.argv[1:] or ["0"])[0]))

@@ -266,6 +266,30 @@ def test_the_command_trains_on_an_s3_store_and_evaluates(few, model, s3_bucket, 
     assert cli(["train", *arguments, *flags, "--epochs", "3"]) == 2
 
 
+def test_tar_files_train_and_evaluate_as_the_folders_that_they_were_made_of(few, model, tmp_path, capsys):
+    import io
+    import tarfile
+
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in sorted(few.rglob("*.mp4")):
+            tar.add(path, path.name)
+            info = tarfile.TarInfo(f"{path.stem}.cls")
+            info.size = len(path.parent.name)
+            tar.addfile(info, io.BytesIO(path.parent.name.encode()))
+    finished = small(tmp_path / "{0..0}.tar", model, tmp_path / "out", epochs=1)
+    train(finished, log=lambda text: None)
+    assert facts(tmp_path / "out")["labels"] == list(LABELS)
+    assert not pq.read_table(tmp_path / "out" / "bad_videos.parquet").num_rows
+    figures = []
+    for source in (tmp_path / "0.tar", few):
+        assert cli(["evaluate", "--source", str(source), "--model", str(tmp_path / "out")]) == 0
+        figures.append(
+            [line for line in capsys.readouterr().out.splitlines() if line.startswith(("num_videos", "nll"))]
+        )
+    assert figures[0] == figures[1]
+    assert figures[0][0] == "num_videos: 12"
+
+
 def test_flags_win_over_the_recipe():
     base = {"source": ("a",), "model": "m", "output": "o"}
     guide, paper = TrainConfig(**base).hyper, TrainConfig(**base, recipe="videomae", global_batch_size=64).hyper

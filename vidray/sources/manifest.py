@@ -18,7 +18,7 @@ from vidray.sources.manifest_file import ManifestRecord, is_manifest, read_manif
 from vidray.sources.patterns import VIDEO_EXTENSIONS, FileFilter, GlobMatches, VideosOnly, expand_ranges
 from vidray.sources.rows import MANIFEST_SCHEMA, RowCollector, spawn_lookups, spell
 from vidray.sources.sidecars import SidecarTable
-from vidray.sources.tar_shards import TAR, TAR_URI, index_shard
+from vidray.sources.tar_shards import TAR, TAR_URI, add_member, index_shard
 from vidray.sources.task_pool import TaskPool
 from vidray.sources.walk import Walk
 from vidray.sources.walk_fsspec import FsspecWalk
@@ -82,7 +82,7 @@ def list_sources(
     listed = _list(listings, left=left, num_threads=num_threads, on_progress=on_progress)
     for source in sources:
         _check_some_there(source, listed)
-    is_shard = pc.match_substring_regex(listed["uri"], TAR_URI)
+    is_shard = pc.and_(pc.match_substring_regex(listed["uri"], TAR_URI), pc.is_null(listed["tar_member"]))
     if not pc.any(is_shard).as_py():
         return listed
     shards, rows = listed.filter(is_shard), RowCollector()
@@ -90,7 +90,9 @@ def list_sources(
     start = partial(_start_shards, shards, videos, sidecars)
     _collect(", ".join(sources), start, rows, num_threads, report)
     left.update(rows.left)
-    return _merge_unique(pa.concat_tables([listed.filter(pc.invert(is_shard)), rows.table()]))
+    others, members = listed.filter(pc.invert(is_shard)), rows.table()
+    _check_no_clash(others, members)
+    return _merge(pa.concat_tables([others, members]))
 
 
 def _listing(source: str, videos: FileFilter) -> tuple[str, _Start]:
@@ -183,6 +185,8 @@ def _start(place: Location, videos: FileFilter, is_folder: bool, rows: RowCollec
     if is_manifest(place):
         return _start_records(read_manifest(place), rows, tasks)
     version = None if is_folder else version_at(place)
+    if version is None and not is_folder and add_member(place.uri, rows):
+        return "a member of a tar file"
     if version is None:
         return f"an object of this name, or {_start_folder(place, videos, rows, tasks)}"
     uri, path = spell(place.uri)
@@ -286,16 +290,13 @@ def _merge(table: pa.Table) -> pa.Table:
     return pa.concat_tables([wide.take(part).cast(MANIFEST_SCHEMA) for part in slices])
 
 
-def _merge_unique(table: pa.Table) -> pa.Table:
-    """`_merge` of rows that all must stay: an object may be called what a member of a tar file is."""
-    merged = _merge(table)
-    if merged.num_rows < table.num_rows:
-        twice = pc.value_counts(table["uri"].combine_chunks())
-        uri = twice.field("values").filter(pc.greater(twice.field("counts"), 1))[0].as_py()
-        raise UsageError(
-            f"two videos have the same URI {redact(uri)!r}, an object and a member of a tar file. Rename one"
-        )
-    return merged
+def _check_no_clash(objects: pa.Table, members: pa.Table) -> None:
+    """Raises UsageError if an object is called what a member of a tar file is."""
+    clashing = objects.filter(pc.is_in(objects["uri"], members["uri"].combine_chunks()))
+    clashing = clashing.filter(pc.is_null(clashing["tar_member"]))
+    if clashing.num_rows:
+        uri = redact(clashing["uri"][0].as_py())
+        raise UsageError(f"two videos have the same URI {uri!r}, an object and a member of a tar file. Rename one")
 
 
 def _is_null(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -16,13 +16,13 @@ from typing import Any
 from vidray.errors import UsageError, VideoError
 from vidray.sources import sidecars
 from vidray.sources.patterns import FileFilter
-from vidray.sources.rows import RowCollector, spell, video_of
+from vidray.sources.rows import RowCollector, Span, spell, video_of
 from vidray.sources.sidecars import ShardSidecars, SidecarTable
 from vidray.sources.tar_file import RangedFile, members
 from vidray.storage.failures import describe
 from vidray.storage.fetch import RangesRefusedError
 from vidray.storage.location import locate
-from vidray.storage.redaction import is_url, public_uri
+from vidray.storage.redaction import is_url, public_uri, redact
 from vidray.storage.versions import version_at
 from vidray.types import Status, TarMember, VideoRef
 
@@ -69,12 +69,32 @@ def index_shard(
         rows.skip(list(index.left.elements()))
         if said is not None and beside is not None:
             said.add({video.uri: values for name, video in index.videos.items() if (values := beside.of(name))})
+    _add(found, rows, label=shard["label"], span=(shard["start_seconds"], shard["end_seconds"]))
+
+
+def add_member(uri: str, rows: RowCollector) -> bool:
+    """Adds the row of one member, if a URI names one.
+
+    Raises:
+        UsageError: the tar file cannot be read.
+    """
+    try:
+        video = video_at(uri)
+    except VideoError as error:
+        raise UsageError(f"cannot list {redact(uri)!r}: {error.status}: {error.message}") from error
+    if video.tar_member is None:
+        return False
+    _add([video], rows)
+    return True
+
+
+def _add(found: list[VideoRef], rows: RowCollector, *, label: str | None = None, span: Span = (None, None)) -> None:
     rows.add(
         [video.uri for video in found],
         [(video.size_bytes, video.etag) for video in found],
-        paths=[ref.path] * len(found),
-        labels=[shard["label"]] * len(found),
-        spans=[(shard["start_seconds"], shard["end_seconds"])] * len(found),
+        paths=[video.path for video in found],
+        labels=[label] * len(found),
+        spans=[span] * len(found),
         tar_members=[asdict(video.tar_member) if video.tar_member else None for video in found],
     )
 
