@@ -12,8 +12,10 @@ import pytest
 from tests.sources.test_tar_shards import make_tar
 from tests.support.range_server import RangeServer
 from vidray.errors import UsageError
+from vidray.sources import sidecars
 from vidray.sources.kept_columns import KeptColumns
 from vidray.sources.manifest import list_sources
+from vidray.sources.sidecars import SidecarTable
 
 TAKEN = {"uri", "label", "status"}
 
@@ -46,6 +48,20 @@ def test_all_leaves_out_names_that_rows_have(tmp_path: Path) -> None:
     assert kept(tmp_path, "all").to_pylist() == [{"uri": "a.mp4", "key": "0"}]
     with pytest.raises(UsageError, match="'status', allowed is names that prediction rows do not have"):
         kept(tmp_path, "status")
+
+
+def test_a_key_called_uri_is_no_name_of_the_video(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(make_tar(("a.mp4", b"1"), ("a.json", b'{"uri": "x", "a": 1}')))
+    said = SidecarTable(["uri", "a"])
+    list_sources([str(tmp_path)], sidecars=said)
+    assert said.table().to_pylist() == [{"uri": f"{tmp_path}/0.tar#a.mp4", "a": 1}]
+
+
+def test_values_are_held_in_bounded_memory(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sidecars, "_MAX_HELD_BYTES", 1_000)
+    members = [(f"{n}.{end}", data) for n in range(9) for end, data in (("mp4", b""), ("cls", b"x" * 300))]
+    (tmp_path / "0.tar").write_bytes(make_tar(*members))
+    assert kept(tmp_path, "cls")["cls"].null_count == 7
 
 
 def test_a_column_has_one_type_in_all_tars(tmp_path: Path) -> None:

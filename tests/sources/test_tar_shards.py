@@ -235,6 +235,14 @@ def test_tars_without_videos_are_nothing_found(tmp_path: Path) -> None:
         list_sources([str(tmp_path)])
 
 
+def test_a_tar_without_videos_beside_videos_is_none(tmp_path: Path) -> None:
+    (tmp_path / "docs.tar").write_bytes(make_tar(("notes.md", b"x")))
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    left: Counter[str] = Counter()
+    (row,) = list_sources([str(tmp_path)], left=left).to_pylist()
+    assert (row["uri"], left) == (str(tmp_path / "a.mp4"), {".md": 1})
+
+
 def test_large_members_are_jumped_over(tmp_path: Path) -> None:
     fetched: list[int] = []
     large = bytes(3_000_000)

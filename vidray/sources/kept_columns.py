@@ -41,7 +41,7 @@ class KeptColumns:
         """
         tables = [_read(place) for place in map(locate, sources) if is_manifest(place)]
         self._own = {name: None for table in tables for name in table.column_names if name not in COLUMNS}
-        self._names = list(names)
+        self._names, self._has_manifest = list(names), bool(tables)
         wanted = list(self._own) if self._names == ["all"] else self._names
         clashing = [name for name in wanted if name in taken]
         there = "names that prediction rows do not have already; rename it there"
@@ -63,7 +63,7 @@ class KeptColumns:
         missing = [name for name in self._names if name not in found] if self._names != ["all"] else []
         there = ", ".join(self._own) or "there is none"
         allowed = f"columns that a manifest has: {there}; or beside videos in tar files: cls, txt, keys of .json"
-        require(bool(found) and not missing, _FLAG, ",".join(missing or self._names), allowed)
+        require(bool(found or self._has_manifest) and not missing, _FLAG, ",".join(missing or self._names), allowed)
         rows = with_kept(rows, self.of_manifests)
         return _with_columns(rows, beside, pc.index_in(rows["uri"], value_set=beside["uri"].combine_chunks()))
 

@@ -88,7 +88,8 @@ def list_sources(
     shards, rows = listed.filter(is_shard), RowCollector()
     report = (lambda: on_progress(listed.num_rows + rows.num_rows)) if on_progress else (lambda: None)
     start = partial(_start_shards, shards, videos, sidecars)
-    _collect(", ".join(sources), start, rows, num_threads, report)
+    are_all = bool(pc.all(is_shard).as_py())
+    _collect(", ".join(sources), start, rows, num_threads, report, needs_rows=are_all)
     left.update(rows.left)
     others, members = listed.filter(pc.invert(is_shard)), rows.table()
     _check_no_clash(others, members)
@@ -132,8 +133,8 @@ def _start_shards(
 
 
 def list_folder(folder: Location, *, extensions: Collection[str] = ()) -> pa.Table:
-    """All videos below a folder, and tar files if asked for as what they are; returns and raises what `list_sources`
-    does."""
+    """All files below a folder that are videos by name, or have one of the extensions: tar files too are one row each.
+    Returns and raises what `list_sources` does."""
     return _list([(folder.uri, partial(_start_folder, folder, VideosOnly(extensions)))])
 
 
@@ -159,7 +160,15 @@ def _list(
     return _merge(rows.table())
 
 
-def _collect(source: str, start: _Start, rows: RowCollector, num_threads: int, report: Callable[[], None]) -> None:
+def _collect(
+    source: str,
+    start: _Start,
+    rows: RowCollector,
+    num_threads: int,
+    report: Callable[[], None],
+    *,
+    needs_rows: bool = True,
+) -> None:
     num_rows, num_skipped = rows.num_rows, rows.num_skipped
     try:
         with TaskPool(num_threads) as tasks:
@@ -172,7 +181,7 @@ def _collect(source: str, start: _Start, rows: RowCollector, num_threads: int, r
         if classify(error) in (Failure.NOT_FOUND, Failure.ACCESS_DENIED):
             raise UsageError(f"cannot list {redact(source)!r}: {describe(error)}") from error
         raise_run_error(error, f"cannot list {source!r}")
-    if rows.num_rows == num_rows:
+    if needs_rows and rows.num_rows == num_rows:
         num_others = rows.num_skipped - num_skipped
         kinds = ", ".join(f"{count} {kind}" for kind, count in rows.left.most_common(5))
         others = f"; {num_others} other files are there{f' ({kinds})' if kinds else ''}" if num_others else ""

@@ -24,7 +24,8 @@ _TEXTS = ("cls", "txt")
 _MAX_BYTES = 1 << 16
 """Of one sidecar."""
 _MAX_HELD_BYTES = 1 << 26
-"""Of the values of one tar file."""
+"""Of the values of one tar file, with ``_OVERHEAD_BYTES`` for each."""
+_OVERHEAD_BYTES = 100
 _MAX_COLUMNS = 1_000
 
 Values = dict[str, Any]
@@ -61,7 +62,8 @@ class ShardSidecars:
             self.left["sidecars that are no JSON object"] += 1
             return
         self._values.setdefault(stem, {}).update(values)
-        self._num_held += sum(len(value) if isinstance(value, str) else 8 for value in values.values())
+        texts = [*values, *(value for value in values.values() if isinstance(value, str))]
+        self._num_held += _OVERHEAD_BYTES * (1 + len(values)) + sum(map(len, texts))
 
     def of(self, name: str) -> Values:
         """What is said of the video of this name."""
@@ -76,8 +78,8 @@ class SidecarTable:
         names: ``cls``, ``txt``, keys of the ``.json``; or ``all`` alone.
         taken: what ``all`` leaves out.
         """
-        self._names = None if list(names) == ["all"] else frozenset(names)
-        self._taken = frozenset(taken)
+        self._names = None if list(names) == ["all"] else frozenset(names) - {"uri"}
+        self._taken = {"uri", *taken}
         self._tables: list[pa.Table] = []
         self._lock = threading.Lock()
 

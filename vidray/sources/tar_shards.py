@@ -125,11 +125,10 @@ def video_at(uri: str, *, etag: str | None = None) -> VideoRef:
         if version is not None and version[0] is not None:
             ref = _shard_ref(shard, version[0], etag or version[1])
             index = _index(ref, _Named(f"{ref.uri}#{name}", ref), None)
+            for video in index.videos.values():
+                return video
             if index.problem is not None:
                 raise VideoError(*index.problem)
-            if index.videos:
-                (video,) = index.videos.values()
-                return video
     return VideoRef(uri=uri, etag=etag)
 
 
