@@ -105,8 +105,8 @@ class SidecarTable:
             self._tables.append(table)
 
     def table(self) -> pa.Table:
-        """A row for each video that has a sidecar: ``uri``, and what they say. A name has one type: text, where not all
-        values have another."""
+        """A row for each video that has a sidecar: ``uri``, and what they say, by name. Each name has one type: it is
+        text where its values have several."""
         types: dict[str, set[pa.DataType]] = defaultdict(set)
         for table in self._tables:
             for field in table.schema:
@@ -115,7 +115,8 @@ class SidecarTable:
         as_text = {name for name, found in types.items() if len(found) != 1 and found != _NUMBERS}
         none = pa.table({"uri": pa.array([], pa.string())})
         tables = [_with_text(table, as_text) for table in self._tables]
-        return pa.concat_tables([none, *tables], promote_options="permissive")
+        said = pa.concat_tables([none, *tables], promote_options="permissive")
+        return said.select(["uri", *sorted(set(said.column_names) - {"uri"})])  # threads add in any order
 
 
 _NUMBERS = {pa.int64(), pa.float64()}
