@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.faulty_server import Outage
 from tests.support.range_server import RangeServer
 from tests.support.stores import on_every_store, overwrite, ref_of
-from vidray.errors import UsageError, VideoError
-from vidray.sources.manifest import list_sources
-from vidray.sources.rows import video_of
+from vidray.errors import RunError, UsageError, VideoError
+from vidray.sources.manifest import list_folder, list_sources
+from vidray.sources.patterns import VideosOnly
+from vidray.sources.rows import RowCollector, video_of
+from vidray.sources.tar_shards import index_shard
+from vidray.storage import location, retry
 from vidray.storage.fetch import fetch
 from vidray.storage.store import Store
 from vidray.types import Limits, Status
@@ -69,6 +73,19 @@ def test_a_tar_that_is_replaced_after_it_was_listed_has_changed(folder: str) -> 
     rows = list_sources([f"{folder}/s"]).to_pylist()
     overwrite(folder, "s/00.tar", numbered(10, 13))
     assert [taken(row) for row in rows] == [Status.CHANGED] * 2
+
+
+def test_a_store_that_goes_away_while_tars_are_listed_ends_the_listing(s3_server, s3_bucket, monkeypatch) -> None:
+    """There is no partial listing: a row would stay in the output when the store is back."""
+    Store(s3_bucket).create("s/00.tar", numbered(0, 2))
+    monkeypatch.setattr(location, "_instances", {})
+    proxy = Outage(s3_server.endpoint.removeprefix("http://"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    retry.configure(deadline_seconds=1.0)
+    (shard,) = list_folder(location.locate(f"{s3_bucket}/s"), extensions=[".tar"]).to_pylist()
+    proxy.go_away()
+    with pytest.raises(RunError, match=r"cannot list s3://.*/s/00\.tar \(the store is away\)"):
+        index_shard(shard, VideosOnly(), RowCollector())
 
 
 @on_every_store

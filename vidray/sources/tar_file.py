@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterator
 
 from vidray.errors import VideoError
+from vidray.storage import retry
 from vidray.storage.fetch import fetch_range
 from vidray.types import Limits, Status, VideoRef
 
@@ -18,7 +19,7 @@ _MIN_PAGE_BYTES, _MAX_PAGE_BYTES = 1 << 16, 1 << 20
 and are jumped over."""
 _MAX_READ_BYTES = 1 << 18
 """Of a header, with the name and whatever else it has."""
-_LIMITS = Limits(max_object_bytes=1 << 62)
+_ANY_SIZE = 1 << 62
 """A tar file is never held as a whole."""
 
 
@@ -32,6 +33,7 @@ class RangedFile(io.RawIOBase):
         self._ref, self._num_bytes = ref, ref.size_bytes
         self._at = self._start = 0
         self._page, self._page_bytes = b"", _MIN_PAGE_BYTES
+        self._limits = Limits(max_object_bytes=_ANY_SIZE, fetch_deadline_seconds=retry.deadline_seconds())
 
     def seekable(self) -> bool:
         return True
@@ -64,7 +66,7 @@ class RangedFile(io.RawIOBase):
         is_near = start - self._start - len(self._page) < self._page_bytes
         self._page_bytes = min(2 * self._page_bytes, _MAX_PAGE_BYTES) if self._page and is_near else _MIN_PAGE_BYTES
         end = min(max(stop, start + self._page_bytes), self._num_bytes)
-        self._start, self._page = start, fetch_range(self._ref, start=start, stop=end, limits=_LIMITS)
+        self._start, self._page = start, fetch_range(self._ref, start=start, stop=end, limits=self._limits)
 
 
 def members(file: RangedFile) -> Iterator[tarfile.TarInfo]:

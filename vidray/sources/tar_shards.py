@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vidray.errors import UsageError, VideoError
+from vidray.errors import RunError, UsageError, VideoError
 from vidray.sources import sidecars
 from vidray.sources.patterns import FileFilter
 from vidray.sources.rows import RowCollector, Span, spell, video_of
@@ -56,13 +56,19 @@ def index_shard(
         videos: what counts as a video.
         rows: gets the rows.
         said: gets what the videos' sidecars say.
+
+    Raises:
+        RunError: the store is away.
     """
     ref = video_of(shard)
     if ref.size_bytes is None and ref.etag is None:  # there is none: fetching it says why
         found = [ref]
     else:
         beside = None if said is None else ShardSidecars(said)
-        index = _index(ref, videos, beside)
+        try:
+            index = _index(ref, videos, beside)
+        except VideoError as error:
+            raise RunError(f"cannot list {redact(ref.uri)} (the store is away): {error.message}") from error
         found = list(index.videos.values())
         if index.problem is not None:
             found.append(_member(ref, ref.uri, 0, ref.size_bytes or 0, index.problem))
@@ -163,6 +169,8 @@ def _index(ref: VideoRef, videos: FileFilter, beside: ShardSidecars | None) -> _
     except UsageError:
         raise
     except VideoError as error:
+        if error.is_outage:  # there is no partial listing
+            raise
         problem = error.status, error.message
     except RangesRefusedError as error:
         problem = Status.UNSUPPORTED, f"tar files need a store that gives parts of objects: {error}"

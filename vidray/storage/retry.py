@@ -58,6 +58,11 @@ def configure(*, deadline_seconds: float | None = None, on_wait: Callable[[str],
     )
 
 
+def deadline_seconds() -> float:
+    """How long this process waits for a store."""
+    return _settings.deadline_seconds
+
+
 class Deadline:
     """Until when a store is waited for.
 
