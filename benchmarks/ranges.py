@@ -31,7 +31,7 @@ from tests.support.range_server import RangeServer
 from tests.support.videos import make_video, noisy_frame, repeated
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.output import ROW
-from vidray.scoring.plan import PLAN_SCHEMA
+from vidray.scoring.plan_rows import PLAN_SCHEMA
 from vidray.scoring.stages import DecodeStage
 from vidray.storage.location import locate
 from vidray.storage.versions import version_at

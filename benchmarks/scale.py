@@ -21,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -89,30 +90,53 @@ def in_a_process(args: argparse.Namespace, *, num_objects: int, num_done: int) -
 
 def write_manifest(path: Path, *, prefix: str, num_objects: int) -> None:
     """Objects that nobody will look for."""
-    pq.write_table(_objects(prefix, num_objects), path)
+    with pq.ParquetWriter(path, OBJECTS) as writer:
+        for table in _objects(prefix, num_objects):
+            writer.write_table(table)
 
 
 def write_done(folder: Path, *, num_done: int) -> None:
     """An output that holds the keys of other objects, scored by a run that is finished."""
-    rows = _objects("s3://bucket/old", num_done)
-    extra = {"result_key": "k" * 32, "status": Status.OK.value}
-    for name, value in extra.items():
-        rows = rows.append_column(name, pa.repeat(value, num_done))
-    rows = rows.append_column("attempts", pa.array(np.ones(num_done, np.int32)))
     run = folder / "_runs" / "20260101T000000Z-00000000"
     run.mkdir(parents=True)
-    (run / "keys.parquet").write_bytes(output.parquet_bytes(history.keys_of(rows), {}))
+    keys = (_keys(len(numbers)) for numbers in _steps(num_done))
+    (run / "keys.parquet").write_bytes(output.parquet_stream(keys, history.KEYS_SCHEMA, {}))
     (run / "_SUCCESS").touch()
 
 
-def _objects(prefix: str, num_objects: int) -> pa.Table:
-    numbers = range(num_objects)
-    return pa.table(
-        {
-            "uri": [f"{prefix}/{number % 997:03d}/video-{number:09d}.mp4" for number in numbers],
-            "size_bytes": pa.array(np.full(num_objects, 500_000)),
-            "etag": [f"{number:032x}" for number in numbers],
-        }
+OBJECTS = pa.schema([("uri", pa.string()), ("size_bytes", pa.int64()), ("etag", pa.string())])
+_STEP = 100_000
+_DRAW = np.random.default_rng(1)
+
+
+def _steps(num_rows: int) -> Iterator[range]:
+    return (range(start, min(start + _STEP, num_rows)) for start in range(0, num_rows, _STEP))
+
+
+def _keys(num_rows: int) -> pa.Table:
+    attempts = pa.array(np.ones(num_rows, np.int32))
+    columns = [_random(num_rows, 16), pa.repeat(Status.OK.value, num_rows), attempts, pa.repeat(0, num_rows)]
+    return pa.table([*columns, pa.nulls(num_rows)], history.KEYS_SCHEMA.names).cast(history.KEYS_SCHEMA)
+
+
+def _objects(prefix: str, num_objects: int) -> Iterator[pa.Table]:
+    """With etags that compress as badly as those of a store."""
+    for numbers in _steps(num_objects):
+        folders, names = (
+            pc.utf8_lpad(pa.array(values).cast(pa.string()), width, "0")
+            for values, width in ((np.array(numbers) % 997, 3), (np.array(numbers), 9))
+        )
+        uris = pc.binary_join_element_wise(
+            prefix, folders, pc.binary_join_element_wise("video-", names, ".mp4", ""), "/"
+        )
+        sizes = pa.array(_DRAW.integers(400_000, 600_000, len(numbers)))
+        yield pa.table([uris, sizes, _random(len(numbers), 32, b"0123456789abcdef")], OBJECTS.names).cast(OBJECTS)
+
+
+def _random(num_rows: int, num_bytes: int, letters: bytes = bytes(range(256))) -> pa.Array:
+    drawn = np.frombuffer(letters, np.uint8)[_DRAW.integers(0, len(letters), num_rows * num_bytes)]
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(num_bytes), num_rows, [None, pa.py_buffer(drawn)]).cast(
+        pa.binary()
     )
 
 
@@ -132,18 +156,47 @@ def make_job(folder: Path, runner: Any, *, progress: Progress | None = None) -> 
 def measure_memory(folder: Path, runner: str) -> dict[str, Any]:
     """Peak memory of a whole run in MiB: of this process, and of the largest worker of each kind."""
     started = time.perf_counter()
-    summaries = make_job(folder, runner).run()
+    curve = MemoryCurve()
+    summaries = make_job(folder, runner, progress=curve).run()
     return {
         "videos": summaries[0]["num_scored"],
         "seconds": time.perf_counter() - started,
+        **curve.result,
         "driver": peak_mebibytes(),
         **{f"{kind} worker": peak_bytes(folder / "peaks", kind) / _MEBIBYTE for kind in ("decode", "predict")},
     }
 
 
+class MemoryCurve(Progress):
+    """Follows a run as the live line does. Writes down the memory of the driver after each quarter of the rows."""
+
+    def __init__(self) -> None:
+        super().__init__(out=io.StringIO())
+        self.result: dict[str, float] = {}
+        self._num_done, self._total = 0, 0
+
+    def start(self, *, total: int, done: int) -> None:
+        """The plan is written."""
+        super().start(total=total, done=done)
+        self._total = total
+        self.result["driver at 0 %"] = mebibytes("VmRSS")
+
+    def advance(self, *, done: int, failed: int) -> None:
+        """Rows have come."""
+        super().advance(done=done, failed=failed)
+        before, self._num_done = self._num_done, self._num_done + done
+        if (quarter := 4 * self._num_done // self._total) > 4 * before // self._total:
+            self.result[f"driver at {25 * quarter} %"] = mebibytes("VmRSS")
+
+
 def peak_mebibytes() -> float:
     """Peak memory of this process. Not ``ru_maxrss``, which a process inherits from the one that started it."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return mebibytes("VmHWM")
+
+
+def mebibytes(name: str) -> float:
+    """A line of what the kernel says of this process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1024
 
 

@@ -16,6 +16,7 @@ import statistics
 import sys
 import tarfile
 import time
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.support.servers import s3_server
 from tests.support.stores import filesystem
 from tests.support.videos import make_video
-from vidray.scoring.accounting import account_for
-from vidray.scoring.history import KEYS_SCHEMA
+from vidray.scoring.config import ScoreConfig
+from vidray.scoring.planning import plan_fresh
 from vidray.scoring.stages import DecodeStage
-from vidray.sources.manifest import list_sources
+from vidray.storage.store import Store
 from vidray.types import Limits, ViewConfig
 
 VIEW = ViewConfig(num_frames=4, size=32, num_clips=1)
@@ -103,13 +104,15 @@ def make_tar(names: Sequence[str], video: bytes) -> bytes:
 def measure(source: str, *, num_clips: int) -> Turn:
     """Lists, fetches and decodes all clips of a source, as a score run does."""
     started = time.perf_counter()
-    listed = list_sources([source])
+    config = ScoreConfig(source=(source,), model="-", output="-")
+    known = {"fingerprint": "", "view_config": VIEW.to_json(), "precision": "fp32", "result_key": "k"}
+    plan, _ = plan_fresh(Store(f"memory://{uuid.uuid4().hex}"), config, **known)
     listed_at = time.perf_counter()
-    account = account_for(listed, KEYS_SCHEMA.empty_table(), result_key="k", retry_failed=False, max_attempts=1)
+    rows = plan.rows.between(0, num_clips)
     stage = DecodeStage(view=VIEW, limits=Limits())
-    stage(account.rows.slice(0, 1))  # its child has started
+    stage(rows.slice(0, 1))  # its child has started
     began_at = time.perf_counter()
-    blocks = [stage(account.rows.slice(at, BLOCK_ROWS)) for at in range(0, num_clips, BLOCK_ROWS)]
+    blocks = [stage(rows.slice(at, BLOCK_ROWS)) for at in range(0, num_clips, BLOCK_ROWS)]
     ended_at = time.perf_counter()
     stage._sandbox.close()
     table = pa.concat_tables(block.select(["status", "fetch_seconds"]) for block in blocks)

@@ -37,7 +37,7 @@ ORDER = {
         *("pytorchvideo_clips", "views"),
     ],
     "sources": [
-        *("patterns", "task_pool", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),
+        *("patterns", "task_pool", "scratch", "rows", "walk", "walk_local", "walk_s3", "walk_fsspec"),
         *("tar_file", "sidecars", "tar_shards", "manifest_file", "kept_columns", "manifest", "signed_urls"),
         *("splits", "label_formats", "label_tars", "label_sources", "labels"),
     ],
@@ -45,8 +45,8 @@ ORDER = {
     "checkpoints": ["resolve", "checkpoint", "card", "write", "convert", "new"],
     "pages": ["words", "blocks", "page", "charts", "strips", "shown", "terminal", "picture"],
     "scoring": [
-        *("config", "output", "history", "accounting", "plan", "collector", "timing", "monitored", "summary"),
-        *("verdict", "notify"),
+        *("config", "output", "plan_rows", "history", "accounting", "plan", "planning", "collector", "timing"),
+        *("monitored", "summary", "verdict", "notify"),
         *("staging", "predictor", "classifier", "stages", "batching", "stream_predictor"),
         *("segment_predictor", "stream_stage", "runners", "stage_specs", "job"),
     ],
@@ -87,7 +87,15 @@ ORDER = {
 ONLY_IN = {
     "ray": {"cluster", "scoring.runners.ray", "training.trainer", "training.data.ray_pool"},
     "av": {"video.decoder", "cli.demo"},  # the demo also makes videos
-    "duckdb": {"scoring.history", "scoring.accounting", "results.read", "results.session", "results.changes"}
+    "duckdb": {
+        "sources.scratch",
+        "scoring.history",
+        "scoring.accounting",
+        "scoring.planning",
+        "results.read",
+        "results.session",
+        "results.changes",
+    }
     | {"results.run_rows", "results.report_run", "results.report_found", "results.report_change", "cli.demo"}
     | {"results.profile", "results.accuracy"},
 }

@@ -51,7 +51,7 @@ def test_what_it_scored_counts_as_done(output) -> None:
     assert result_key(summary["fingerprint"], view) == summary["result_key"]
     row = vidray.read(output).to_pylist()[0]
     key = hashlib.md5("\x1f".join([row["uri"], row["etag"], summary["result_key"]]).encode()).digest()
-    keys = {one["key"]: one for one in read_keys(store).to_pylist()}
+    keys = {one["key"]: one for table in read_keys(store) for one in table.to_pylist()}
     assert len(keys) == 6
     assert keys[key] == {"key": key, "status": "ok", "attempts": 1, "video_attempts": 1, "last_tried_at": None}
 

@@ -10,30 +10,36 @@ import pytest
 from tests.scoring.test_history import KEY, listed, rows
 from vidray.scoring import history
 from vidray.scoring.accounting import Account, Untried, account_for
+from vidray.sources.scratch import scratch
 
 NIGHT = datetime.datetime(2026, 11, 20, 2, 0, tzinfo=datetime.UTC)
 
 
 def account(
     videos: pa.Table, done: pa.Table | None = None, *, key: str = KEY, retry: bool = False, attempts: int = 3, days=0.0
-) -> Account:
-    """Of a night so many days after all rows in ``done`` were tried."""
+) -> tuple[Account, pa.Table]:
+    """Of a night so many days after all rows in ``done`` were tried; and the rows to score, sorted by URI."""
     keys = history.KEYS_SCHEMA.empty_table()
     if done is not None:
         tried = pa.repeat(pa.scalar(NIGHT, history.output.TIME_TYPE), done.num_rows)
         keys = history.keys_of(done.set_column(done.schema.get_field_index("scored_at"), "scored_at", tried))
     now = NIGHT + datetime.timedelta(days=days)
-    found = account_for(videos, keys, result_key=key, retry_failed=retry, max_attempts=attempts, now=now)
-    assert found.num_listed == found.num_done + found.rows.num_rows + found.deferred.count + found.given_up.count
-    return found
+    with scratch() as work:
+        work.write("listed", [videos], videos.schema)
+        work.write("keys", [keys], keys.schema)
+        found = account_for(work.db, result_key=key, retry_failed=retry, max_attempts=attempts, now=now)
+        rows = work.db.sql("SELECT uri, attempts FROM account WHERE fate = 'score' ORDER BY uri").to_arrow_table()
+    assert found.num_listed == found.num_done + rows.num_rows + found.deferred.count + found.given_up.count
+    assert found.num_to_score == rows.num_rows
+    return found, rows
 
 
 def planned(*args, **more) -> list[tuple[str, int]]:
-    table = account(*args, **more).rows
+    table = account(*args, **more)[1]
     return list(zip(table["uri"].to_pylist(), table["attempts"].to_pylist(), strict=True))
 
 
-def test_everything_is_new_to_an_empty_output_and_sorted_by_uri():
+def test_everything_is_new_to_an_empty_output():
     assert planned(listed(("b", "1"), ("a", "1"))) == [("a", 1), ("b", 1)]
 
 
@@ -85,17 +91,18 @@ def test_an_object_without_an_etag_is_known_by_its_uri():
 )
 def test_a_failure_of_the_store_is_tried_again_after_longer_and_longer_times(status, num_failures, days, is_due):
     done = rows(*(("a", "1", status, n) for n in range(1, num_failures + 1)), video_attempts=0)
-    found = account(listed(("a", "1")), done, days=days)
-    assert found.rows.num_rows == is_due
+    found, rows_to_score = account(listed(("a", "1")), done, days=days)
+    assert rows_to_score.num_rows == is_due
     assert found.deferred == (Untried() if is_due else Untried(count=1, status=status, example="a"))
-    assert account(listed(("a", "1")), done, days=days, retry=True).rows["attempts"].to_pylist() == [num_failures + 1]
+    assert planned(listed(("a", "1")), done, days=days, retry=True) == [("a", num_failures + 1)]
 
 
 def test_failures_of_the_store_are_not_held_against_the_video():
     """Twice timed out and five times unreadable: of three tries one is left."""
     done = rows(("a", "1", "decode_timeout", 7), video_attempts=2)
     assert planned(listed(("a", "1")), done) == [("a", 8)]
-    assert account(listed(("a", "1")), rows(("a", "1", "decode_timeout", 8), video_attempts=3)).given_up.count == 1
+    found, _ = account(listed(("a", "1")), rows(("a", "1", "decode_timeout", 8), video_attempts=3))
+    assert found.given_up.count == 1
 
 
 def test_what_is_not_tried_any_more_is_counted_with_its_commonest_status_and_an_example():
@@ -106,8 +113,8 @@ def test_what_is_not_tried_any_more_is_counted_with_its_commonest_status_and_an_
         ("d", "1", "ok", 1),
         ("e", "1", "access_denied", 3),
     )
-    found = account(listed(*((name, "1") for name in "abcdef")), done)
+    found, to_score = account(listed(*((name, "1") for name in "abcdef")), done)
     assert found.given_up == Untried(count=3, status="corrupt", example="a")
     assert found.deferred.count == 1
-    assert (found.num_done, found.rows["uri"].to_pylist()) == (1, ["f"])
+    assert (found.num_done, to_score["uri"].to_pylist()) == (1, ["f"])
     assert str(found.given_up) == "3 (mostly corrupt, such as a)"

@@ -15,6 +15,7 @@ from vidray.errors import RunError
 from vidray.scoring import output
 from vidray.scoring.collector import Collector, LossCounter
 from vidray.scoring.output import PREDICTION_SCHEMA, ROW, Shards
+from vidray.scoring.plan_rows import PlanRows
 from vidray.storage.store import Store
 
 CONSTANTS = {"model": "m", "fingerprint": "f", "view_config": "{}", "result_key": "k", "run_id": "r"}
@@ -45,7 +46,17 @@ def full(table: pa.Table) -> pa.Table:
 
 def make_collector(store: Store, plan: pa.Table, *, rows_per_part: int = 10, sealed: frozenset[int] = frozenset()):
     shards = Shards(num_rows=plan.num_rows, rows_per_part=rows_per_part)
-    return Collector(store=store, plan=plan, shards=shards, run_id="r", sealed=set(sealed), constants=CONSTANTS)
+    rows = plan.append_column("attempts", pa.array([1] * plan.num_rows, pa.int32()))
+    for name, kind in (("path", pa.binary()), ("size_bytes", pa.int64())):
+        rows = rows.append_column(name, pa.nulls(plan.num_rows, kind))
+    return Collector(
+        store=store,
+        plan=PlanRows.of([rows], rows.schema),
+        shards=shards,
+        run_id="r",
+        sealed=set(sealed),
+        constants=CONSTANTS,
+    )
 
 
 def read_part(store: Store, shard: int) -> pa.Table:

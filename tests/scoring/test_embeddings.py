@@ -29,7 +29,7 @@ from vidray.results.verify import VerifyConfig, verify
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import PREDICTION_SCHEMA
-from vidray.scoring.plan import default_rows_per_part
+from vidray.scoring.planning import default_rows_per_part
 from vidray.scoring.predictor import Predictor
 from vidray.scoring.stream_stage import StreamStage
 from vidray.types import TimeRange

@@ -10,7 +10,8 @@ import pytest
 
 from vidray.errors import RunError
 from vidray.scoring import history, output
-from vidray.scoring.output import PREDICTION_SCHEMA, parquet_bytes, part_path
+from vidray.scoring.output import PREDICTION_SCHEMA, Shards, parquet_bytes, part_path
+from vidray.scoring.plan_rows import PlanRows
 from vidray.sources.rows import TAR_MEMBER, Span
 from vidray.storage.store import Store
 from vidray.types import Status
@@ -23,6 +24,7 @@ def listed(*videos: tuple[str, str | None], spans: Sequence[Span] = ()) -> pa.Ta
         {
             "uri": pa.array([uri for uri, _ in videos], pa.string()),
             "path": pa.nulls(len(videos), pa.binary()),
+            "label": pa.nulls(len(videos), pa.string()),
             "size_bytes": pa.array([1] * len(videos), pa.int64()),
             "etag": pa.array([etag for _, etag in videos], pa.string()),
             "start_seconds": pa.array([start for start, _ in spans] or [None] * len(videos), pa.float64()),
@@ -49,6 +51,10 @@ def rows(*values: tuple[str, str | None, str, int], key: str = KEY, video_attemp
             for name, t in zip(PREDICTION_SCHEMA.names, PREDICTION_SCHEMA, strict=True)
         }
     )
+
+
+def read_keys(store: Store) -> pa.Table:
+    return pa.concat_tables([history.KEYS_SCHEMA.empty_table(), *history.read_keys(store)])
 
 
 def test_keys_never_change_with_a_library():
@@ -78,7 +84,7 @@ def test_rows_are_known_from_the_key_file_or_where_there_is_none_from_the_parts(
         store.create(history.run_file("r", "keys.parquet"), parquet_bytes(history.keys_of(table), {}))
     else:
         store.create(part_path("r", 0), parquet_bytes(table, {}))
-    assert history.read_keys(store).sort_by("key") == history.keys_of(table).sort_by("key")
+    assert read_keys(store).sort_by("key") == history.keys_of(table).sort_by("key")
 
 
 def test_merged_key_files_say_the_same_as_those_they_stand_for(tmp_path):
@@ -91,27 +97,57 @@ def test_merged_key_files_say_the_same_as_those_they_stand_for(tmp_path):
 
     for night in range(12):
         finish(night)
-        before = history.read_keys(store).sort_by("key")
+        before = read_keys(store).sort_by("key")
         history.merge_keys(store, min_runs=4)
-        assert history.read_keys(store).sort_by("key") == before
-        assert history.read_keys(store).num_rows == night + 1
+        assert read_keys(store).sort_by("key") == before
+        assert read_keys(store).num_rows == night + 1
     assert len(store.list("_keys")) == 3
 
 
-def test_a_run_that_holds_each_planned_row_once_in_any_order_is_complete():
-    videos = listed(*((f"v{n}", None if n == 3 else f"e{n}") for n in range(10)))
-    done = rows(*((f"v{n}", None if n == 3 else f"e{n}", "ok", 1) for n in reversed(range(10))))
-    history.check_complete(videos, history.keys_of(done), result_key=KEY)
-    history.check_complete(videos.slice(0, 0), history.KEYS_SCHEMA.empty_table(), result_key=KEY)
+def checked(store: Store, planned: pa.Table, parts: dict[int, pa.Table]) -> pa.Table:
+    """The keys of a run with three planned rows in a part, of which these parts are there."""
+    numbered = planned.drop_columns("label").add_column(0, "row", pa.array(range(planned.num_rows)))
+    numbered = numbered.append_column("attempts", pa.repeat(pa.scalar(1, pa.int32()), planned.num_rows))
+    plan = PlanRows.of([numbered], numbered.schema)
+    for shard, table in parts.items():
+        store.create(part_path("r", shard), parquet_bytes(table, {}))
+    shards = Shards(num_rows=planned.num_rows, rows_per_part=3)
+    return pa.concat_tables(
+        [history.KEYS_SCHEMA.empty_table(), *history.checked_keys(store, "r", plan, shards, result_key=KEY)]
+    )
 
 
-@pytest.mark.parametrize("damage", ["lost", "doubled", "replaced", "changed", "of another model"])
-def test_a_run_whose_rows_do_not_add_up_is_not_called_complete(damage):
-    numbers = {"lost": range(9), "doubled": [*range(10), 4], "replaced": [*range(9), 3]}.get(damage, range(10))
-    etag = "x" if damage == "changed" else "e"
-    done = rows(*((f"v{n}", etag, "ok", 1) for n in numbers), key="other" if "model" in damage else KEY)
+def videos(numbers: Sequence[int], *, etag: str = "e", key: str = KEY) -> pa.Table:
+    return rows(*((f"v{n}", None if n == 3 else f"{etag}{n}", "ok", 1) for n in numbers), key=key)
+
+
+PLANNED = listed(*((f"v{n}", None if n == 3 else f"e{n}") for n in range(8)))
+
+
+def test_a_run_that_holds_each_planned_row_once_in_any_order_of_a_part_is_complete(tmp_path):
+    parts = [videos([0, 1, 2]), videos([5, 4, 3]), videos([6, 7])]
+    keys = checked(Store(str(tmp_path)), PLANNED, dict(enumerate(parts)))
+    assert keys.equals(history.keys_of(pa.concat_tables(parts)))
+    assert checked(Store(str(tmp_path / "empty")), PLANNED.slice(0, 0), {}).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {0: videos([0, 1, 2]), 1: videos([3, 4, 5])},
+        {0: videos([0, 1, 2]), 1: videos([3, 4]), 2: videos([6, 7])},
+        {0: videos([0, 1, 2]), 1: videos([3, 4, 5, 4]), 2: videos([6, 7])},
+        {0: videos([0, 1, 2]), 1: videos([3, 4, 4]), 2: videos([6, 7])},
+        {0: videos([0, 1, 2]), 1: videos([3, 4, 5], etag="x"), 2: videos([6, 7])},
+        {0: videos([0, 1, 2]), 1: videos([3, 4, 5], key="other"), 2: videos([6, 7])},
+        {0: videos([0, 1, 3]), 1: videos([2, 4, 5]), 2: videos([6, 7])},
+        {0: videos([0, 1, 2]), 1: videos([3, 4, 5]), 2: videos([6, 7]), 3: videos([6, 7])},
+    ],
+    ids=["part lost", "row lost", "doubled", "replaced", "changed", "of another model", "in each other's", "too many"],
+)
+def test_a_run_whose_rows_do_not_add_up_is_not_called_complete(tmp_path, parts):
     with pytest.raises(RunError, match="_SUCCESS was not written"):
-        history.check_complete(listed(*((f"v{n}", "e") for n in range(10))), history.keys_of(done), result_key=KEY)
+        checked(Store(str(tmp_path)), PLANNED, parts)
 
 
 def finished(store: Store, run: str, *shards: pa.Table) -> None:
@@ -133,10 +169,10 @@ def test_the_rows_of_a_lost_part_are_not_known_any_more(tmp_path, merged):
         history.merge_keys(store, min_runs=2)
         assert len(store.list("_keys")) == 1
     everything = history.keys_of(pa.concat_tables([a, b, c]))
-    assert history.read_keys(store).sort_by("key") == everything.sort_by("key")
+    assert read_keys(store).sort_by("key") == everything.sort_by("key")
     store.delete(part_path("one", 1))
     left = history.keys_of(pa.concat_tables([a, c]))
-    assert history.read_keys(store).sort_by("key") == left.sort_by("key")
+    assert read_keys(store).sort_by("key") == left.sort_by("key")
 
 
 def test_keys_of_an_older_version_count_what_speaks_against_the_video(tmp_path):
@@ -145,6 +181,6 @@ def test_keys_of_an_older_version_count_what_speaks_against_the_video(tmp_path):
     store.create(
         history.run_file("r", "keys.parquet"), parquet_bytes(old.select(["key", "status", "attempts"]), {"run_id": "r"})
     )
-    read = history.read_keys(store)
+    read = read_keys(store)
     assert read["video_attempts"].to_pylist() == [2, 0]
     assert read["last_tried_at"].to_pylist() == [None, None]

@@ -18,6 +18,7 @@ from vidray.errors import RunError
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.runners.base import Stages, StageSpec
+from vidray.scoring.runners.local import LocalRunner
 from vidray.scoring.stage_specs import default_stages
 from vidray.storage.store import Store
 
@@ -109,6 +110,64 @@ def deadly(self, path, data):
 Store.create = deadly
 sys.exit(cli.main(["score", *sys.argv[1:]]))
 """
+
+
+def test_a_driver_killed_between_two_waves_of_rows_neither_loses_nor_doubles_any(tmp_path, model):
+    """The last part of the first wave has rows of the second."""
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=24)
+    output, script = tmp_path / "out", tmp_path / "waves.py"
+    arguments = runs.command(source=tmp_path / "videos", model=model, output=output, flags=on("local"))
+    arguments[1] = str(script)
+    script.write_text(KILL_AT_WAVE.format(root=str(runs.ROOT), wave=2))
+    for num_parts in (1, 2):  # of 24 rows 10 were scored; then 10 of the 16 that were left
+        runs.run(arguments, code=-signal.SIGKILL)
+        assert len(runs.parts(output)) == num_parts
+    script.write_text(KILL_AT_WAVE.format(root=str(runs.ROOT), wave=0))
+    assert "resuming run" in runs.run(arguments)
+    runs.assert_each_once(output, uris)
+
+
+KILL_AT_WAVE = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from vidray.cli import main as cli
+from vidray.scoring.runners.local import LocalRunner
+
+run, waves = LocalRunner.run, []
+
+def deadly(self, rows, **more):
+    waves.append(rows.num_rows)
+    if len(waves) == {wave}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run(self, rows, **more)
+
+LocalRunner.rows_at_once, LocalRunner.run = 10, deadly
+sys.exit(cli.main(["score", *sys.argv[1:]]))
+"""
+
+
+def test_what_a_wave_has_lost_is_there_before_the_next_one_begins(tmp_path, model, monkeypatch):
+    uris = runs.make_bucket(tmp_path / "videos", num_videos=36)
+    asked: list[tuple[list[int], bool]] = []
+    run = LocalRunner.run
+
+    def noted(self, rows, *, alone=False):
+        asked.append((rows["row"].to_pylist(), alone))
+        return run(self, rows, alone=alone)
+
+    monkeypatch.setattr(LocalRunner, "rows_at_once", 10)
+    monkeypatch.setattr(LocalRunner, "run", noted)
+    stages = faulty_stages(victim="decode", state=tmp_path / "state")
+    ScoreJob(config(tmp_path / "videos", model, tmp_path / "out"), make_stages=stages).run()
+    runs.assert_each_once(tmp_path / "out", uris)
+    assert [numbers for numbers, alone in asked if not alone] == [
+        list(range(n, min(n + 10, 36))) for n in (0, 10, 20, 30)
+    ]
+    wave: list[int] = []
+    for numbers, alone in asked:
+        wave = wave if alone else numbers
+        assert set(numbers) <= set(wave)
+    assert any(alone for _, alone in asked)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from vidray.errors import UsageError
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import ROW
-from vidray.scoring.plan import PLAN_SCHEMA
+from vidray.scoring.plan_rows import PLAN_SCHEMA
 from vidray.scoring.stages import DecodeStage
 from vidray.storage.ranges import PAGE_BYTES
 from vidray.types import Limits, ViewConfig

@@ -16,7 +16,7 @@ from tests.support.videos import make_video
 from vidray.errors import RunError, VideoError
 from vidray.scoring import stages
 from vidray.scoring.output import ROW
-from vidray.scoring.plan import PLAN_SCHEMA
+from vidray.scoring.plan_rows import PLAN_SCHEMA
 from vidray.scoring.timing import BusyClock
 from vidray.types import Limits, Status, ViewConfig
 

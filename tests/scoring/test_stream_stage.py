@@ -30,7 +30,7 @@ from vidray.scoring.batching import Request
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import PREDICTION_SCHEMA
-from vidray.scoring.plan import PLAN_SCHEMA
+from vidray.scoring.plan_rows import PLAN_SCHEMA
 from vidray.scoring.stage_specs import default_stages
 from vidray.scoring.stages import PREDICTED_SCHEMA
 from vidray.scoring.stream_predictor import StreamPredictor

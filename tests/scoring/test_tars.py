@@ -24,7 +24,8 @@ from vidray.scoring.config import ScoreConfig
 from vidray.scoring.history import run_file
 from vidray.scoring.job import ScoreJob
 from vidray.scoring.output import ROW
-from vidray.scoring.plan import PLAN_SCHEMA, load_plan
+from vidray.scoring.plan import load_plan
+from vidray.scoring.plan_rows import PLAN_SCHEMA
 from vidray.scoring.stages import DecodeStage
 from vidray.sources.manifest import list_sources
 from vidray.storage.ranges import PAGE_BYTES
@@ -147,7 +148,7 @@ def test_a_plan_of_before_there_were_members_of_tars_loads(tmp_path: Path, monke
     pq.write_table(table, path)
     plan = load_plan(Store(str(output)), "r")
     assert plan.rows.schema.names == PLAN_SCHEMA.names
-    assert plan.rows["tar_member"].to_pylist() == [None]
+    assert [row["tar_member"] for table in plan.rows.tables() for row in table.to_pylist()] == [None]
 
 
 def decode(table: pa.Table, *, above_bytes: int | None = None) -> list[dict]:

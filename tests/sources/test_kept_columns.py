@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vidray.errors import UsageError
-from vidray.scoring.output import with_spans
-from vidray.sources.kept_columns import KeptColumns, with_kept
+from vidray.sources.kept_columns import KeptColumns, places_of, with_kept
 from vidray.sources.manifest import list_sources
 
 TAKEN = {"uri", "label", "status"}
@@ -61,8 +60,10 @@ def test_parquet_and_json_lines_keep_their_own_types_and_others_are_null(folder:
     lines = write(folder, "m.jsonl", json.dumps({"uri": "c.mp4", "site": "north"}) + "\n")
     kept = read_kept([str(folder / "m.parquet"), lines], ["all"])
     assert kept.schema.types[3:] == [pa.list_(pa.string()), pa.int16(), pa.string()]
-    listed = with_spans(pa.table({"uri": [str(folder / f"{name}.mp4") for name in "cabz"]}))
-    rows = with_kept(listed, kept).drop_columns(["start_seconds", "end_seconds"]).to_pylist()
+    listed = pa.table({"uri": [str(folder / f"{name}.mp4") for name in "cabz"]})
+    joined = listed.join(places_of(kept, "at").drop_columns(["start_seconds", "end_seconds"]), "uri").sort_by("at")
+    assert joined["at"].to_pylist() == [0, 1, 2, None]
+    rows = with_kept(joined.take([2, 0, 1, 3]), kept, "at").to_pylist()
     assert [(row["tags"], row["gain"], row["site"]) for row in rows] == [
         *[(None, None, "north"), (["x", "y"], 1, None), (None, 2, None), (None, None, None)]
     ]
@@ -108,5 +109,6 @@ def test_manifests_with_other_types_are_refused(folder: Path) -> None:
 def test_names_that_nothing_has_are_refused(folder: Path, source: str, name: str, message: str) -> None:
     write(folder, "m.csv", CSV)
     kept = KeptColumns([f"{folder}/{source}"], name.split(","), taken=TAKEN)
+    list_sources([f"{folder}/{source}"], sidecars=kept.sidecars)
     with pytest.raises(UsageError, match=message):
-        kept.added_to(list_sources([f"{folder}/{source}"], sidecars=kept.sidecars))
+        kept.tables()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections import Counter
 from pathlib import Path
 
@@ -12,21 +13,26 @@ import pytest
 from tests.sources.test_tar_shards import make_tar
 from tests.support.range_server import RangeServer
 from vidray.errors import UsageError
+from vidray.scoring.config import ScoreConfig
+from vidray.scoring.plan_rows import kept_columns
+from vidray.scoring.planning import plan_fresh
 from vidray.sources import sidecars
 from vidray.sources.kept_columns import KeptColumns
 from vidray.sources.manifest import list_sources
 from vidray.sources.sidecars import SidecarTable
+from vidray.storage.store import Store
 
 TAKEN = {"uri", "label", "status"}
 
 
 def kept(source: object, *names: str) -> pa.Table:
-    """The listing with these columns, with the ends of its URIs."""
-    columns = KeptColumns([str(source)], names, taken=TAKEN)
-    rows = columns.added_to(list_sources([str(source)], sidecars=columns.sidecars))
+    """These columns of the rows of a plan, with the ends of their URIs."""
+    config = ScoreConfig(source=(str(source),), model="-", output="-", keep_columns=",".join(names))
+    known = {"fingerprint": "", "view_config": "{}", "precision": "fp32", "result_key": "k"}
+    plan, _ = plan_fresh(Store(f"memory://{uuid.uuid4().hex}"), config, **known)
+    rows = pa.concat_tables(plan.rows.tables()).sort_by("uri")
     uris = [uri.rpartition("#")[2] for uri in rows["uri"].to_pylist()]
-    own = rows.column_names[rows.column_names.index("tar_member") + 1 :]
-    return pa.table({"uri": uris} | {name: rows[name] for name in own})
+    return pa.table({"uri": uris} | {name: rows[name] for name in kept_columns(rows.schema)})
 
 
 def test_they_are_joined_by_name_wherever_they_lie_in_the_tar(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_store_that_goes_away_while_tars_are_listed_ends_the_listing(s3_server
     (shard,) = list_folder(location.locate(f"{s3_bucket}/s"), extensions=[".tar"]).to_pylist()
     proxy.go_away()
     with pytest.raises(RunError, match=r"cannot list s3://.*/s/00\.tar \(the store is away\)"):
-        index_shard(shard, VideosOnly(), RowCollector())
+        index_shard(shard, VideosOnly(), RowCollector([].append))
 
 
 @on_every_store

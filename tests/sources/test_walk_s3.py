@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,12 +44,14 @@ class StubBucket:
 
 def walk_s3(fs: Any, bucket: str = "b", num_threads: int = 4, keys_per_page: int = 1000) -> list[str]:
     """The URIs that the S3 walk finds in the folder ``v``, sorted."""
-    rows = RowCollector()
+    tables: list[pa.Table] = []
+    rows = RowCollector(tables.append)
     folder = Location(kind="s3", fs=fs, path=f"{bucket}/v", root="s3://")
     with TaskPool(num_threads) as tasks:
         S3Walk(folder=folder, keep=VideosOnly(), rows=rows, tasks=tasks, keys_per_page=keys_per_page).start()
         tasks.join(lambda: None)
-    return sorted(rows.table()["uri"].to_pylist())
+    rows.flush()
+    return sorted(uri for table in tables for uri in table["uri"].to_pylist())
 
 
 class TestS3Walk:

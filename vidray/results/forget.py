@@ -30,7 +30,8 @@ from vidray.results.profile import FILE as PROFILE_FILE
 from vidray.scoring import output, verdict
 from vidray.scoring.collector import seal_part
 from vidray.scoring.history import KEYS_FOLDER, keys_of_videos, run_file, run_files
-from vidray.scoring.plan import Plan, kept_columns, load_plan
+from vidray.scoring.plan import Plan, load_plan
+from vidray.scoring.plan_rows import kept_columns
 from vidray.sources.manifest_file import read_manifest
 from vidray.storage.arrow_file import arrow_file
 from vidray.storage.failures import describe
@@ -143,7 +144,8 @@ class Cleaning:
         return plan if is_source or self._theirs(plan).num_rows else None
 
     def _theirs(self, plan: Plan) -> pa.Table:
-        return plan.rows.filter(self._naming.are_in(plan.rows["uri"]))
+        found = (table.filter(self._naming.are_in(table["uri"])) for table in plan.rows.tables())
+        return pa.concat_tables([plan.rows.schema.empty_table(), *found])
 
     def _forget_in_parts(self, run: str, plan: Plan) -> None:
         there = output.sealed_shards(self._store, run)
@@ -163,7 +165,7 @@ class Cleaning:
         if self._before_write is None:
             return
         self._before_write()
-        kept = [plan.rows.schema.field(name) for name in kept_columns(plan.rows)]
+        kept = [plan.rows.schema.field(name) for name in kept_columns(plan.rows.schema)]
         seal_part(self._store, run, shard, pa.schema([*output.PREDICTION_SCHEMA, *kept]).empty_table())
 
     def _forget_keys(self, plans: dict[str, Plan], files: dict[str, set[str]]) -> None:
@@ -207,8 +209,9 @@ class Cleaning:
             source=tuple(self._naming.without(list(plan.header.source))),
             num_forgotten=plan.header.num_forgotten + theirs.num_rows,
         )
-        rows = plan.rows.filter(self._keep_row(plan.rows))
-        self._replace(run_file(run, "plan.parquet"), output.parquet_bytes(rows, dataclasses.asdict(header)))
+        left = (table.filter(self._keep_row(table)) for table in plan.rows.tables())
+        data = output.parquet_stream(left, plan.rows.schema, dataclasses.asdict(header))
+        self._replace(run_file(run, "plan.parquet"), data)
 
     def _decoded(self, path: str, read: Callable[[], Any]) -> Any:
         try:

@@ -217,7 +217,7 @@ def _how_far(store: Store, run_id: str) -> UnfinishedRun:
         run_id=run_id,
         planned_at=datetime.datetime.fromisoformat(plan.header.created_at),
         num_planned=plan.rows.num_rows,
-        num_written=sum(plan.rows_of(shard).num_rows for shard in sealed),
+        num_written=sum(plan.rows_of(shard).num_rows for shard in sorted(sealed)),
         num_parts=plan.shards.count,
         num_parts_written=len(sealed),
     )

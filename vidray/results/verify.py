@@ -21,7 +21,8 @@ from vidray.errors import RunError
 from vidray.scoring import output
 from vidray.scoring.history import KEYS_SCHEMA, is_finished, keys_of, run_file, run_files
 from vidray.scoring.output import PREDICTION_SCHEMA, part_path, sealed_shards
-from vidray.scoring.plan import Plan, kept_columns, load_plan
+from vidray.scoring.plan import Plan, load_plan
+from vidray.scoring.plan_rows import kept_columns
 from vidray.storage.arrow_file import arrow_file
 from vidray.storage.failures import describe
 from vidray.storage.store import Store
@@ -124,7 +125,7 @@ class _RunCheck:
         except _DAMAGED as error:
             yield f"{path} cannot be read: {describe(error)}"
             return
-        fields = [*PREDICTION_SCHEMA, *map(plan.rows.schema.field, kept_columns(plan.rows))]
+        fields = [*PREDICTION_SCHEMA, *map(plan.rows.schema.field, kept_columns(plan.rows.schema))]
         expected = {field.name: field.type for field in fields}
         wrong = [field.name for field in table.schema if expected.get(field.name) != field.type]
         if wrong:
@@ -142,5 +143,5 @@ class _RunCheck:
         names = ["key", "status", "attempts"]
         keys = output.read_columns(self._store, path, names).sort_by([("key", "ascending")])
         found = pa.concat_tables([KEYS_SCHEMA.empty_table(), *self.keys]).select(names).sort_by([("key", "ascending")])
-        if are_all_there and keys.to_pylist() != found.to_pylist():
+        if are_all_there and not keys.equals(found):
             yield f"{path} names other rows than the parts of its run hold"

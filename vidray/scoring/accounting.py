@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import duckdb
-import numpy as np
-import pyarrow as pa
 
 from vidray.scoring.history import KEY_SQL
-from vidray.scoring.output import ROW
 from vidray.types import Status
 
 MAX_DELAY_DAYS = 30
@@ -41,15 +38,13 @@ class Untried:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """Where every listed object went: ``num_listed = num_done + rows + deferred + given_up``."""
+    """Where every listed object went: ``num_listed = num_done + num_to_score + deferred + given_up``."""
 
     num_listed: int
     num_done: int
     """With an ``ok`` row from before."""
-    rows: pa.Table
-    """To be scored now, sorted by uri (members of a tar file as they lie in it) and span: ``row``, uri, path,
-    size_bytes, etag, ``attempts`` (this one included), ``video_attempts`` (of those before), start_seconds, end_seconds
-    and tar_member."""
+    num_to_score: int
+    """Now."""
     deferred: Untried
     """The store failed; their time has not come yet."""
     given_up: Untried
@@ -57,50 +52,41 @@ class Account:
 
 
 def account_for(
-    listed: pa.Table,
-    keys: pa.Table,
+    db: duckdb.DuckDBPyConnection,
     *,
     result_key: str,
     retry_failed: bool,
     max_attempts: int,
     now: datetime.datetime | None = None,
 ) -> Account:
-    """Divide the listed videos by what ``keys`` (KEYS_SCHEMA) know of them.
+    """Divide the videos of ``listed`` (MANIFEST_SCHEMA) by what ``keys`` (KEYS_SCHEMA) knows of them: both tables or
+    views of ``db``.
 
-    New or changed objects (another etag) and new results (another result key) have no key yet.
+    New or changed objects (another etag) and new results (another result key) have no key yet. Afterwards the table
+    ``account`` has each video with its ``fate`` (done, score, deferred, given_up), ``attempts`` (this one included),
+    ``video_attempts`` (of those before), and the ``status`` of the last.
     """
     now = now or datetime.datetime.now(datetime.UTC)
-    # As whole numbers: arithmetic with time zones is an extension of DuckDB's.
-    tried_at = keys["last_tried_at"].cast(pa.int64())
-    with duckdb.connect() as db:
-        db.register("listed", listed)
-        db.register("keys", keys.set_column(keys.schema.get_field_index("last_tried_at"), "tried_at", tried_at))
-        db.execute(
-            _ACCOUNT,
-            {
-                "result_key": result_key,
-                "retry_failed": retry_failed,
-                "store": [status.value for status in Status if status.is_store_failure],
-                "transient": [status.value for status in Status if status.is_transient],
-                "max_attempts": max_attempts,
-                "now": int(now.timestamp() * 1e6),
-                "hour": 3_600_000_000,
-            },
-        )
-        rows = db.sql(
-            "SELECT uri, path, size_bytes, etag, (attempts + 1)::INTEGER AS attempts, video_attempts::INTEGER AS "
-            "video_attempts, start_seconds, end_seconds, tar_member FROM account WHERE fate = 'score' "
-            'ORDER BY coalesce(tar_member.shard, uri), tar_member."offset", uri, '
-            "start_seconds NULLS FIRST, end_seconds NULLS LAST"
-        ).to_arrow_table()
-        (num_done,) = db.sql("SELECT count(*) FROM account WHERE fate = 'done'").fetchall()[0]
-        return Account(
-            num_listed=listed.num_rows,
-            num_done=num_done,
-            rows=rows.add_column(0, ROW, pa.array(np.arange(rows.num_rows))),
-            deferred=_untried(db, "deferred"),
-            given_up=_untried(db, "given_up"),
-        )
+    db.execute(
+        _ACCOUNT,
+        {
+            "result_key": result_key,
+            "retry_failed": retry_failed,
+            "store": [status.value for status in Status if status.is_store_failure],
+            "transient": [status.value for status in Status if status.is_transient],
+            "max_attempts": max_attempts,
+            "now": int(now.timestamp() * 1e6),
+            "hour": 3_600_000_000,
+        },
+    )
+    counts = dict(db.execute("SELECT fate, count(*) FROM account GROUP BY fate").fetchall())
+    return Account(
+        num_listed=sum(counts.values()),
+        num_done=counts.get("done", 0),
+        num_to_score=counts.get("score", 0),
+        deferred=_untried(db, "deferred"),
+        given_up=_untried(db, "given_up"),
+    )
 
 
 def _untried(db: duckdb.DuckDBPyConnection, fate: Literal["deferred", "given_up"]) -> Untried:
@@ -114,27 +100,28 @@ def _untried(db: duckdb.DuckDBPyConnection, fate: Literal["deferred", "given_up"
 
 
 _ACCOUNT = f"""
-CREATE TEMP TABLE account AS
+CREATE TABLE account AS
 WITH known AS (
     SELECT key, bool_or(status = 'ok') AS ok, max(attempts) AS attempts, max(video_attempts) AS video_attempts,
-           arg_max(status, attempts) AS status, max(tried_at) AS tried_at
+           arg_max(status, attempts) AS status, max(epoch_us(last_tried_at)) AS tried_at
     FROM keys GROUP BY key
 ), keyed AS (
     SELECT *, {KEY_SQL} AS key FROM (SELECT *, $result_key AS result_key FROM listed)
 )
-SELECT uri, path, size_bytes, etag, start_seconds, end_seconds, tar_member, status, coalesce(attempts, 0) AS attempts,
-       coalesce(video_attempts, 0) AS video_attempts,
+SELECT keyed.* EXCLUDE (key, result_key, label), status, (coalesce(attempts, 0) + 1)::INTEGER AS attempts,
+       coalesce(video_attempts, 0)::INTEGER AS video_attempts,
        CASE
            WHEN known.key IS NULL THEN 'score'
            WHEN ok THEN 'done'
            WHEN $retry_failed THEN 'score'
            WHEN list_contains($store, status) THEN
                CASE WHEN tried_at IS NULL
-                      OR $now - tried_at >= $hour * (24 * least({MAX_DELAY_DAYS}, 2 ** (attempts - video_attempts - 1))
+                      OR $now - tried_at >= $hour * (24 * least({MAX_DELAY_DAYS}, 2 ** (known.attempts
+                                                                                        - known.video_attempts - 1))
                                                      - {SLACK_HOURS})
                     THEN 'score' ELSE 'deferred' END
-           WHEN list_contains($transient, status) AND video_attempts < $max_attempts THEN 'score'
+           WHEN list_contains($transient, status) AND known.video_attempts < $max_attempts THEN 'score'
            ELSE 'given_up'
        END AS fate
-FROM keyed LEFT JOIN known USING (key)
+FROM keyed LEFT JOIN known ON known.key = keyed.key
 """

@@ -6,7 +6,7 @@ Nothing is taken on trust: a runner may lose rows, double them and change their 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from vidray.scoring.output import (
     read_columns,
     with_spans,
 )
-from vidray.scoring.plan import kept_columns, rows_of_shard
+from vidray.scoring.plan_rows import PlanRows, kept_columns
 from vidray.sources.rows import SPAN
 from vidray.storage.store import Store
 from vidray.types import Status
@@ -45,7 +45,7 @@ class Collector:
         self,
         *,
         store: Store,
-        plan: pa.Table,
+        plan: PlanRows,
         shards: Shards,
         run_id: str,
         sealed: set[int],
@@ -54,7 +54,6 @@ class Collector:
     ) -> None:
         """
         Args:
-            plan: rows in the order of their numbers.
             constants: columns that say the same in every row of the run.
             before_seal: may refuse by raising.
         """
@@ -64,31 +63,23 @@ class Collector:
         self._plan = plan
         self._shards = shards
         self._run_id = run_id
-        self._planned = plan[ROW].to_numpy()
         self._seen = np.ones(shards.num_rows, dtype=bool)
-        self._seen[self._planned] = False  # a number without a row needs none
+        for table in plan.tables():
+            self._seen[table[ROW].to_numpy()] = False  # a number without a row needs none
         self._pending: dict[int, list[pa.Table]] = {}
         for shard in sealed:
             start, stop = shards.bounds(shard)
             self._seen[start:stop] = True
+        self.num_missing = int(np.count_nonzero(~self._seen))
+        """Rows of the plan that have not come yet."""
 
-    @property
-    def num_planned(self) -> int:
-        """Rows that there will be."""
-        return len(self._planned)
+    def missing_rows(self, *, most: int | None = None) -> np.ndarray:
+        """(N,) int64: the numbers of the plan's rows that have not come yet, in order; the first ``most`` of them."""
+        return np.flatnonzero(~self._seen)[:most]
 
-    @property
-    def num_rows(self) -> int:
-        """Rows that are there, sealed or waiting for their shard to be whole."""
-        return int(self._seen[self._planned].sum())
-
-    def missing_rows(self) -> np.ndarray:
-        """(N,) int64: the numbers of the plan's rows that have not come yet, in order."""
-        return np.flatnonzero(~self._seen)
-
-    def planned(self, numbers: np.ndarray | Sequence[int]) -> pa.Table:
-        """The plan's rows of these numbers."""
-        return self._plan.take(pa.array(np.searchsorted(self._planned, numbers)))
+    def missing_among(self, numbers: np.ndarray) -> np.ndarray:
+        """Those of some numbers whose rows have not come yet."""
+        return numbers[~self._seen[numbers]]
 
     def add(self, table: pa.Table) -> list[pa.Table]:
         """Take rows (PREDICTION_SCHEMA and ``row``); seal what became whole.
@@ -98,6 +89,7 @@ class Collector:
         fresh = self._first_occurrences(table)
         rows = fresh[ROW].to_numpy()
         self._seen[rows] = True
+        self.num_missing -= len(rows)
         taken = []
         for shard in np.unique(rows // self._shards.rows_per_part):
             mine = fresh.filter(pa.array(rows // self._shards.rows_per_part == shard))
@@ -117,7 +109,7 @@ class Collector:
         if not self._seen[start:stop].all():
             return
         table = pa.concat_tables(self._pending.pop(shard)).sort_by(ROW)
-        planned = rows_of_shard(self._plan, self._shards, shard)
+        planned = self._plan.between(start, stop)
         if table[ROW].to_pylist() != planned[ROW].to_pylist():
             raise RunError(
                 f"shard {shard} should hold rows {start} to {stop - 1}, but does not: this is a bug of vidray"
@@ -130,7 +122,7 @@ class Collector:
         for name in SPAN:
             table = table.append_column(name, planned[name])
         table = table.select(PREDICTION_SCHEMA.names).cast(PREDICTION_SCHEMA)
-        for name in kept_columns(planned):
+        for name in kept_columns(planned.schema):
             table = table.append_column(planned.field(name), planned[name])
         self._before_seal()
         seal_part(self._store, self._run_id, shard, table)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -21,9 +21,14 @@ import pyarrow.parquet as pq
 
 from vidray.errors import RunError
 from vidray.scoring import output
+from vidray.scoring.output import Shards
+from vidray.scoring.plan_rows import PlanRows
 from vidray.storage.arrow_file import arrow_file
 from vidray.storage.store import Store
 from vidray.types import Status
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 KEYS_SCHEMA = pa.schema(
     [
@@ -48,6 +53,7 @@ KEY_SQL = """unhex(md5(concat_ws(chr(31), uri, coalesce(etag, ''), result_key,
     THEN concat_ws('-', coalesce(round(start_seconds * 1e6)::BIGINT, 0), round(end_seconds * 1e6)::BIGINT) END)))"""
 """A span is part of the key only where there is one."""
 _NOT_YET_IN_0_1: dict[str, Any] = {"num_deferred": 0, "num_given_up": 0, "limit": None, "untried": {}, "sandbox": []}
+_NUM_THREADS = 8
 _COLUMNS = [*output.VIDEO, "result_key", "status", "attempts", "video_attempts", "scored_at"]
 
 
@@ -100,24 +106,42 @@ def _with_keys(rows: pa.Table, *columns: str) -> pa.Table:
         return db.sql(f"SELECT {names} FROM rows").to_arrow_table()
 
 
-def read_run_keys(store: Store, run_id: str, *, num_threads: int = 8) -> pa.Table:
-    """KEYS_SCHEMA of every row that a run's parts hold, part by part: a row has 1 kB, its key 16 bytes."""
+def read_run_keys(store: Store, run_id: str) -> Iterator[tuple[int, pa.Table]]:
+    """Of every part of a run that is there: its shard, and KEYS_SCHEMA of its rows. A row has 1 kB, a key 16 bytes."""
     paths = output.part_paths(store, run_id)
-    with ThreadPoolExecutor(num_threads) as pool:
-        tables = list(pool.map(lambda path: keys_of(output.read_columns(store, path, _COLUMNS)), paths))
-    return pa.concat_tables([KEYS_SCHEMA.empty_table(), *tables])
-
-
-def check_complete(plan: pa.Table, keys: pa.Table, *, result_key: str) -> None:
-    """Raise RunError unless ``keys`` are those of the plan's rows (``output.VIDEO``), each once."""
-    want, got = (_sorted(column) for column in (keys_of_videos(plan, result_key=result_key), keys["key"]))
-    if want.equals(got):
-        return
-    raise RunError(
-        f"the run planned {plan.num_rows} videos and its parts hold {keys.num_rows} rows, "
-        f"{pc.count_distinct(got).as_py()} videos: _SUCCESS was not written. "
-        "Run the same command again; if it says so again, the output was changed by hand"
+    return zip(
+        [shard for path in paths if (shard := output.shard_of_part(path)) is not None],
+        _in_turn(lambda path: keys_of(output.read_columns(store, path, _COLUMNS)), paths),
+        strict=True,
     )
+
+
+def _in_turn(call: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
+    """What a call gives for each item: on some threads, and no more of it in memory than these hold."""
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for start in range(0, len(items), _NUM_THREADS):
+            yield from pool.map(call, items[start : start + _NUM_THREADS])
+
+
+def checked_keys(store: Store, run_id: str, plan: PlanRows, shards: Shards, *, result_key: str) -> Iterator[pa.Table]:
+    """The keys of a run, part by part.
+
+    Raises:
+        RunError: at the end, unless each part held the videos that the plan has for it, each once, and no part lacked.
+    """
+    num_rows, wrong = 0, set(range(shards.count))
+    for shard, keys in read_run_keys(store, run_id):
+        planned = keys_of_videos(plan.between(*shards.bounds(shard)), result_key=result_key)
+        if _sorted(planned).equals(_sorted(keys["key"])):
+            wrong.discard(shard)
+        num_rows += keys.num_rows
+        yield keys
+    if wrong or num_rows != plan.num_rows:
+        raise RunError(
+            f"the run planned {plan.num_rows} videos and its parts hold {num_rows} rows; {len(wrong)} parts lack or "
+            "hold other videos than planned: _SUCCESS was not written. "
+            "Run the same command again; if it says so again, the output was changed by hand"
+        )
 
 
 def keys_of_videos(videos: pa.Table, *, result_key: str) -> pa.ChunkedArray:
@@ -131,8 +155,8 @@ def _sorted(keys: pa.ChunkedArray) -> pa.Array:
     return array.take(pc.array_sort_indices(array))
 
 
-def read_keys(store: Store) -> pa.Table:
-    """KEYS_SCHEMA of everything that the output holds.
+def read_keys(store: Store) -> Iterator[pa.Table]:
+    """KEYS_SCHEMA of everything that the output holds, in tables of bounded size.
 
     From key files; for runs without one, and for those that lack a part by now, from the parts that are there.
     """
@@ -140,11 +164,14 @@ def read_keys(store: Store) -> pa.Table:
     merged = _read_merged(store)
     if any(parts[run] < (num_parts or 0) for run, num_parts in merged.num_parts.items()):
         merged = _Merged()  # it cannot tell the rows of the run that lacks a part from the others
-    files = _read_key_files(store, [run for run in runs if run not in merged.num_parts and "keys.parquet" in runs[run]])
-    whole = [keys for run, (keys, num_parts) in files.items() if parts[run] >= (num_parts or 0)]
-    others = [run for run in runs if run not in merged.num_parts and run not in files]
-    damaged = [run for run, (_, num_parts) in files.items() if parts[run] < (num_parts or 0)]
-    return pa.concat_tables([merged.keys, *whole, *(read_run_keys(store, run) for run in [*others, *damaged])])
+    yield from merged.keys()
+    unread = set(runs) - set(merged.num_parts)
+    for run, file in _read_key_files(store, [run for run in runs if run in unread and "keys.parquet" in runs[run]]):
+        if parts[run] >= (_num_parts(file) or 0):
+            yield from _keys_in(file)
+            unread.remove(run)
+    for run in sorted(unread):
+        yield from (keys for _, keys in read_run_keys(store, run))
 
 
 def merge_keys(store: Store, *, min_runs: int = MIN_RUNS_TO_MERGE) -> None:
@@ -156,39 +183,50 @@ def merge_keys(store: Store, *, min_runs: int = MIN_RUNS_TO_MERGE) -> None:
     finished = {run for run, files in run_files(store).items() if is_finished(files) and "keys.parquet" in files}
     if len(finished - set(merged_runs)) < min_runs:
         return
-    files = _read_key_files(store, sorted(finished))
-    table = pa.concat_tables([KEYS_SCHEMA.empty_table(), *(keys for keys, _ in files.values())])
-    data = output.parquet_bytes(table, {"runs": {run: num_parts for run, (_, num_parts) in files.items()}})
+    files = dict(_read_key_files(store, sorted(finished)))
+    keys = (table for file in files.values() for table in _keys_in(file))
+    metadata = {"runs": {run: _num_parts(file) for run, file in files.items()}}
+    data = output.parquet_stream(keys, KEYS_SCHEMA, metadata)
     with contextlib.suppress(FileExistsError):  # an attempt that was cut off afterwards merged the same runs
         store.create(f"{KEYS_FOLDER}/{len(finished):08d}.parquet", data)
 
 
-def _read_key_files(store: Store, runs: list[str]) -> dict[str, tuple[pa.Table, int | None]]:
-    """For each run its keys, and how many parts it had; None in a file of an older version."""
+def _read_key_files(store: Store, runs: list[str]) -> Iterator[tuple[str, pq.ParquetFile]]:
+    return zip(runs, _in_turn(lambda run: _open(store, run_file(run, "keys.parquet")), runs), strict=True)
 
-    def read(run: str) -> tuple[pa.Table, int | None]:
-        table = pq.read_table(arrow_file(store.read(run_file(run, "keys.parquet"))))
-        num_parts = output.parquet_metadata(table.schema).get("num_parts")
-        return _completed(table.replace_schema_metadata(None)), num_parts
 
-    with ThreadPoolExecutor(16) as pool:
-        return dict(zip(runs, pool.map(read, runs), strict=True))
+def _open(store: Store, path: str) -> pq.ParquetFile:
+    return pq.ParquetFile(arrow_file(store.read(path)))
+
+
+def _num_parts(file: pq.ParquetFile) -> int | None:
+    """How many parts the run of a key file had; None in a file of an older version."""
+    return output.parquet_metadata(file.schema_arrow).get("num_parts")
+
+
+def _keys_in(file: pq.ParquetFile) -> Iterator[pa.Table]:
+    groups = map(file.read_row_group, range(file.num_row_groups))
+    return (_completed(group.replace_schema_metadata(None)) for group in groups)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Merged:
     """The greatest merged key file."""
 
-    keys: pa.Table = field(default_factory=KEYS_SCHEMA.empty_table)
+    file: pq.ParquetFile | None = None
     num_parts: dict[str, int | None] = field(default_factory=dict)
     """The runs that it stands for, and how many parts each had; None: it does not tell."""
+
+    def keys(self) -> Iterator[pa.Table]:
+        """Of all these runs."""
+        return iter(()) if self.file is None else _keys_in(self.file)
 
 
 def _read_merged(store: Store) -> _Merged:
     files = store.list(KEYS_FOLDER)
     if not files:
         return _Merged()
-    table = pq.read_table(arrow_file(store.read(files[-1])))
-    runs = output.parquet_metadata(table.schema)["runs"]
+    file = _open(store, files[-1])
+    runs = output.parquet_metadata(file.schema_arrow)["runs"]
     num_parts = runs if isinstance(runs, dict) else dict.fromkeys(runs)  # a list in older versions
-    return _Merged(keys=_completed(table.replace_schema_metadata(None)), num_parts=num_parts)
+    return _Merged(file=file, num_parts=num_parts)

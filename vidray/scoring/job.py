@@ -11,9 +11,11 @@ import dataclasses
 import datetime
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,7 +30,10 @@ from vidray.scoring.accounting import Untried
 from vidray.scoring.collector import MAX_LOSSES, Collector, LossCounter
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.monitored import record_rows
-from vidray.scoring.plan import PLAN_SCHEMA, Plan, RunHeader, commit_plan, find_resumable, plan_fresh
+from vidray.scoring.output import Shards
+from vidray.scoring.plan import Plan, RunHeader, commit_plan, find_resumable
+from vidray.scoring.plan_rows import PLAN_SCHEMA, PlanRows
+from vidray.scoring.planning import count_new, plan_fresh
 from vidray.scoring.runners.base import Runner, Stages
 from vidray.scoring.runners.choose import make_runner
 from vidray.scoring.stage_specs import MakeRunStages, default_stages
@@ -37,7 +42,7 @@ from vidray.scoring.summary import format_files_left, format_summary, make_summa
 from vidray.scoring.timing import StageTimes
 from vidray.scoring.verdict import Tally, Verdict, leave
 from vidray.sources.manifest import list_sources
-from vidray.sources.signed_urls import lacks_secrets, with_secrets
+from vidray.sources.signed_urls import lacks_secrets, paths_of, with_secrets
 from vidray.storage.lease import Lease
 from vidray.storage.redaction import public_uri
 from vidray.storage.store import Store
@@ -45,10 +50,6 @@ from vidray.types import Status
 
 MIN_ROWS_LOST_AT_ONCE = 20
 """If at least so many rows are asked for one by one and none comes back, the engine is at fault, not the videos."""
-
-
-def _versions(rows: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(rows["uri"], pc.fill_null(rows["etag"], ""), "\x1f")
 
 
 class ScoreJob:
@@ -120,17 +121,15 @@ class ScoreJob:
                 f"{resumable.shards.count} parts are missing, of {resumable.rows.num_rows:,} videos"
             )
         plan = self._fresh_plan()
-        if resumable is not None:
-            planned = pc.is_in(_versions(plan.rows), _versions(resumable.rows))
-            plan = dataclasses.replace(plan, rows=plan.rows.filter(pc.invert(planned)))
-        num_bytes = pc.sum(plan.rows["size_bytes"]).as_py() or 0
+        num_rows, num_bytes = count_new(plan.rows, besides=resumable.rows if resumable else None)
+        num_parts = Shards(num_rows=num_rows, rows_per_part=plan.header.rows_per_part).count
         lines.append(
             f"listed {plan.header.num_listed:,}, already done {plan.header.num_already_done:,}, "
-            f"would score {plan.rows.num_rows:,} videos ({format_bytes(num_bytes)}) in {plan.shards.count} parts"
+            f"would score {num_rows:,} videos ({format_bytes(num_bytes)}) in {num_parts} parts"
         )
         lines += [f"{name}: {untried}" for name, untried in self._untried.items() if untried.count]
         lines += format_files_left(plan.header.files_left)
-        lines.append(self._estimate(plan.rows.num_rows))
+        lines.append(self._estimate(num_rows))
         self.progress.clear()
         return "\n".join(lines)
 
@@ -218,11 +217,12 @@ class ScoreJob:
 
     def _with_secrets(self, plan: Plan) -> Plan:
         """A stored plan has no signed URLs: they would outlive the run, and have expired when it is resumed."""
-        if not lacks_secrets(plan.rows):
+        if not any(map(lacks_secrets, plan.rows.tables())):
             return plan
         self.progress.stage("listing the sources again, for their signed URLs")
-        listed = list_sources(self.config.source, extensions=self.config.extensions)
-        return dataclasses.replace(plan, rows=with_secrets(plan.rows, listed))
+        paths = paths_of(list_sources(self.config.source, extensions=self.config.extensions))
+        tables = (with_secrets(table, paths) for table in plan.rows.tables())
+        return dataclasses.replace(plan, rows=PlanRows.of(tables, plan.rows.schema))
 
     def _fresh_plan(self) -> Plan:
         self.progress.stage("listing the sources")
@@ -261,7 +261,7 @@ class ScoreJob:
             before_seal=lease.check,
         )
         self.progress.say(f"run {header.run_id}: {plan.rows.num_rows:,} videos in {plan.shards.count} parts")
-        self.progress.start(total=plan.rows.num_rows, done=collector.num_rows)
+        self.progress.start(total=plan.rows.num_rows, done=plan.rows.num_rows - collector.num_missing)
         with self.progress.ticking():
             self._collect(plan, collector, times, runner)
         lease.check()
@@ -279,15 +279,22 @@ class ScoreJob:
         }
 
     def _collect(self, plan: Plan, collector: Collector, times: StageTimes, runner: Runner) -> None:
+        """Wave by wave: neither the runner nor the collector ever holds more rows than a wave has."""
+        while collector.num_missing:
+            self._collect_wave(collector.missing_rows(most=runner.rows_at_once), plan, collector, times, runner)
+
+    def _collect_wave(
+        self, wave: np.ndarray, plan: Plan, collector: Collector, times: StageTimes, runner: Runner
+    ) -> None:
         """Ask for rows until all are there. What was lost is asked for again by itself, and given up in the end."""
         losses, alone = LossCounter(), False
-        while len(missing := collector.missing_rows()):
+        while len(missing := collector.missing_among(wave)):
             self.progress.stage("starting the workers")
-            tables = runner.run(collector.planned(missing).select(PLAN_SCHEMA.names), alone=alone)
+            tables = runner.run(plan.rows.take(missing).select(PLAN_SCHEMA.names), alone=alone)
             with contextlib.closing(tables):
                 for table in tables:
                     self._add(table, collector, times)
-            lost = collector.missing_rows()
+            lost = collector.missing_among(wave)
             if alone and len(lost) == len(missing) >= MIN_ROWS_LOST_AT_ONCE:
                 raise RunError(
                     f"{len(lost)} of {plan.rows.num_rows} rows were asked for one by one and none came back; what came "
@@ -295,15 +302,14 @@ class ScoreJob:
                 )
             given_up = losses.add(lost)
             if given_up:
-                self._add(_lost_rows(collector.planned(given_up), runner), collector, times)
+                self._add(_lost_rows(plan.rows.take(np.array(given_up)), runner), collector, times)
             alone = True
 
     def _add(self, table: pa.Table, collector: Collector, times: StageTimes) -> None:
         for fresh in collector.add(table):
             known = times.sandboxes.copy()
             times.add(fresh)
-            num_left = collector.num_planned - collector.num_rows
-            record_rows(fresh, times, num_left=num_left, fetch_threads=self.config.threads_that_fetch)
+            record_rows(fresh, times, num_left=collector.num_missing, fetch_threads=self.config.threads_that_fetch)
             for text in sorted(times.sandboxes - known):
                 self.progress.say(f"sandbox: {text}")
             num_failed = pc.sum(pc.not_equal(fresh["status"], Status.OK.value)).as_py()
@@ -312,11 +318,18 @@ class ScoreJob:
     def _finish(self, plan: Plan, times: StageTimes) -> dict[str, Any]:
         """Count what is there, and only then say so; ``_SUCCESS`` comes last."""
         run_id = plan.header.run_id
-        keys = history.read_run_keys(self.store, run_id)
-        history.check_complete(plan.rows, keys, result_key=self.result_key)
+        by_status: Counter[str] = Counter()
+
+        def counted() -> Iterator[pa.Table]:
+            for keys in history.checked_keys(self.store, run_id, plan.rows, plan.shards, result_key=self.result_key):
+                by_status.update(keys["status"].to_pylist())
+                yield keys
+
+        metadata = {"run_id": run_id, "num_parts": plan.shards.count}
+        keys_file = output.parquet_stream(counted(), history.KEYS_SCHEMA, metadata)
         summary = make_summary(
             plan,
-            keys,
+            by_status,
             times,
             fetch_threads=self.config.threads_that_fetch,
             max_failure_rate=self.config.max_failure_rate,
@@ -324,7 +337,7 @@ class ScoreJob:
         )
         marker = "_SUCCESS" if summary["outcome"] == "success" else "_FAILED"
         files = {
-            "keys.parquet": output.parquet_bytes(keys, {"run_id": run_id, "num_parts": plan.shards.count}),
+            "keys.parquet": keys_file,
             "summary.json": json.dumps(summary, indent=2, ensure_ascii=False).encode(),
             marker: b"",
         }

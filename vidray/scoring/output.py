@@ -11,6 +11,7 @@ import json
 import posixpath
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,9 @@ without ``start_seconds`` and ``end_seconds``. 5: without ``bytes_fetched``."""
 
 METADATA_KEY = b"vidray"
 
+ROWS_PER_GROUP = 65_536
+"""Of plans and keys, which are read group by group."""
+
 
 def part_path(run_id: str, shard: int) -> str:
     """Where a shard's part lies, relative to the output."""
@@ -136,6 +140,30 @@ def parquet_bytes(table: pa.Table, metadata: dict[str, Any]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table.cast(schema), sink, compression="zstd")
     return sink.getvalue()
+
+
+def parquet_stream(tables: Iterable[pa.Table], schema: pa.Schema, metadata: dict[str, Any]) -> bytes:
+    """The same of tables that are made one after the other, in groups of `ROWS_PER_GROUP` rows or up to twice as many.
+
+    Only the file is held in memory: a row of a plan or a key takes some 30 bytes in it.
+    """
+    sink = pa.BufferOutputStream()
+    schema = schema.with_metadata({METADATA_KEY: json.dumps(metadata).encode()})
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for table in _regrouped(tables):
+            writer.write_table(table, 2 * ROWS_PER_GROUP)
+    return sink.getvalue().to_pybytes()
+
+
+def _regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(table.num_rows for table in waiting) >= ROWS_PER_GROUP:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def parquet_metadata(schema: pa.Schema) -> dict[str, Any]:

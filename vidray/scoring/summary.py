@@ -7,9 +7,6 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from vidray.progress import format_bytes, format_seconds
 from vidray.scoring.accounting import Untried
 from vidray.scoring.plan import Plan
@@ -19,27 +16,25 @@ from vidray.types import Status
 
 def make_summary(
     plan: Plan,
-    keys: pa.Table,
+    by_status: Counter[str],
     times: StageTimes,
     *,
     fetch_threads: int,
     max_failure_rate: float,
     untried: dict[str, Untried],
 ) -> dict[str, Any]:
-    """What ``summary.json`` says. ``keys``: of every row in the run's parts."""
-    by_status = Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(keys["status"]).to_pylist()})
-    num_scored = by_status.pop(Status.OK.value, 0)
-    num_failed = sum(by_status.values())
-    too_many = num_failed > max_failure_rate * max(keys.num_rows, 1)
+    """What ``summary.json`` says. ``by_status``: how many rows of the run's parts have each."""
+    failed = Counter({status: count for status, count in by_status.items() if status != Status.OK.value})
+    too_many = failed.total() > max_failure_rate * max(by_status.total(), 1)
     return {
         **asdict(plan.header),
         "source": list(plan.header.source),
         "outcome": "too_many_failures" if too_many else "success",
         "max_failure_rate": max_failure_rate,
         "num_planned": plan.rows.num_rows,
-        "num_scored": num_scored,
-        "num_failed": num_failed,
-        "failed_by_status": dict(by_status.most_common()),
+        "num_scored": by_status[Status.OK.value],
+        "num_failed": failed.total(),
+        "failed_by_status": dict(failed.most_common()),
         "untried": {name: asdict(one) for name, one in untried.items()},
         "resumed": plan.is_resumed,
         "sandbox": sorted(times.sandboxes),

@@ -53,8 +53,8 @@ class KeptColumns:
         self.sidecars = SidecarTable(rest, taken={*taken, *COLUMNS, *self._own})
         """To be filled by a listing of the sources."""
 
-    def added_to(self, rows: pa.Table) -> pa.Table:
-        """Rows of a listing or a plan with these columns; null where there is none.
+    def tables(self) -> dict[str, pa.Table]:
+        """What was found, once the sources are listed: of ``manifests`` and of ``sidecars``, which have no spans.
 
         Raises UsageError if there is no such column anywhere.
         """
@@ -64,8 +64,7 @@ class KeptColumns:
         there = ", ".join(self._own) or "there is none"
         allowed = f"columns that a manifest has: {there}; or beside videos in tar files: cls, txt, keys of .json"
         require(bool(found or self._has_manifest) and not missing, _FLAG, ",".join(missing or self._names), allowed)
-        rows = with_kept(rows, self.of_manifests)
-        return _with_columns(rows, beside, pc.index_in(rows["uri"], value_set=beside["uri"].combine_chunks()))
+        return {"manifests": self.of_manifests, "sidecars": beside}
 
 
 def _joined(tables: Sequence[pa.Table], wanted: Sequence[str]) -> pa.Table:
@@ -124,20 +123,15 @@ def _one_each(table: pa.Table) -> pa.Table:
     return table.filter(is_first)
 
 
-def with_kept(rows: pa.Table, kept: pa.Table) -> pa.Table:
-    """Rows that name videos or spans, with the columns of theirs appended; null where there are none. A tar file's are
-    those of its members."""
-    return _with_columns(rows, kept, pc.index_in(_listed_as(rows), value_set=identities(kept).combine_chunks()))
+def places_of(kept: pa.Table, at: str) -> pa.Table:
+    """Whose rows these are, and as the column ``at`` the place of each: what rows that name videos are joined with."""
+    whose = [name for name in WHOSE if name in kept.column_names]
+    return kept.select(whose).append_column(at, pa.array(range(kept.num_rows), pa.int64()))
 
 
-def _listed_as(rows: pa.Table) -> pa.ChunkedArray:
-    if "tar_member" in rows.column_names:
-        shards = pc.struct_field(rows["tar_member"], "shard")
-        rows = rows.set_column(rows.schema.get_field_index("uri"), "uri", pc.coalesce(shards, rows["uri"]))
-    return identities(rows)
-
-
-def _with_columns(rows: pa.Table, kept: pa.Table, places: pa.ChunkedArray) -> pa.Table:
+def with_kept(rows: pa.Table, kept: pa.Table, at: str) -> pa.Table:
+    """Rows with the columns of the place that their column ``at`` says, instead of it; null where it is null."""
+    places, rows = rows[at], rows.drop_columns(at)
     for name in kept.column_names:
         if name not in WHOSE:
             rows = rows.append_column(kept.field(name), kept[name].take(places))

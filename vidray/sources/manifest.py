@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial, reduce
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from vidray.errors import RunError, UsageError
 from vidray.sources.manifest_file import ManifestRecord, is_manifest, read_manifest
 from vidray.sources.patterns import VIDEO_EXTENSIONS, FileFilter, GlobMatches, VideosOnly, expand_ranges
 from vidray.sources.rows import MANIFEST_SCHEMA, RowCollector, spawn_lookups, spell
+from vidray.sources.scratch import Scratch, scratch
 from vidray.sources.sidecars import SidecarTable
 from vidray.sources.tar_shards import TAR, TAR_URI, add_member, index_shard
 from vidray.sources.task_pool import TaskPool
@@ -30,13 +31,11 @@ from vidray.storage.redaction import public_uri, redact
 from vidray.storage.retry import raise_run_error, with_retries
 from vidray.storage.versions import version_at
 
-__all__ = ["MANIFEST_SCHEMA", "VIDEO_EXTENSIONS", "list_folder", "list_records", "list_sources"]
+__all__ = ["MANIFEST_SCHEMA", "VIDEO_EXTENSIONS", "list_folder", "list_records", "list_sources", "stream_sources"]
 
 _NUM_THREADS = 16
 _RECORDS_PER_STEP = 1_000
-_ROWS_PER_SLICE = 1_000_000
 _WILDCARD = re.compile(r"[*?\[]")
-_WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
 _WALKS: dict[str, type[Walk]] = {"local": LocalWalk, "s3": S3Walk}
 """Which walk lists the files below a folder of each kind of location; `FsspecWalk` does for all others."""
 
@@ -77,23 +76,48 @@ def list_sources(
         UsageError: a source does not exist, holds nothing, or cannot be listed as asked.
         RunError: a store failed while it was listed. There is no partial listing.
     """
-    videos, left = VideosOnly(extensions), Counter() if left is None else left
+    listed = stream_sources(
+        sources,
+        extensions=extensions,
+        left=left,
+        sidecars=sidecars,
+        num_threads=num_threads,
+        on_progress=on_progress,
+    )
+    return pa.concat_tables(listed)
+
+
+def stream_sources(
+    sources: Sequence[str],
+    *,
+    extensions: Collection[str] = (),
+    left: Counter[str] | None = None,
+    sidecars: SidecarTable | None = None,
+    num_threads: int = _NUM_THREADS,
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[pa.Table]:
+    """The same rows in tables of bounded size, in order; takes and raises what `list_sources` does."""
     listings = [_listing(source, VideosOnly([*extensions, TAR])) for source in sources]
-    listed = _list(listings, left=left, num_threads=num_threads, on_progress=on_progress)
-    for source in sources:
-        _check_some_there(source, listed)
-    is_shard = pc.and_(pc.match_substring_regex(listed["uri"], TAR_URI), pc.is_null(listed["tar_member"]))
-    if not pc.any(is_shard).as_py():
-        return listed
-    shards, rows = listed.filter(is_shard), RowCollector()
-    report = (lambda: on_progress(listed.num_rows + rows.num_rows)) if on_progress else (lambda: None)
-    start = partial(_start_shards, shards, videos, sidecars)
-    are_all = bool(pc.all(is_shard).as_py())
-    _collect(", ".join(sources), start, rows, num_threads, report, needs_rows=are_all)
-    left.update(rows.left)
-    others, members = listed.filter(pc.invert(is_shard)), rows.table()
-    _check_no_clash(others, members)
-    return _merge(pa.concat_tables([others, members]))
+    run = partial(_run, left=left, num_threads=num_threads, on_progress=on_progress)
+    with scratch() as work:
+        run(work, "found", listings)
+        for source in sources:
+            _check_some_there(source, work)
+        shards = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *_one_each(work.read(_sorted("found", _IS_SHARD)))])
+        if not shards.num_rows:
+            yield from _one_each(work.read(_sorted("found")))
+            return
+        num_others = work.db.execute(f"SELECT count(*) FROM found WHERE NOT ({_IS_SHARD})").fetchall()[0][0]
+        start = partial(_start_shards, shards, VideosOnly(extensions), sidecars)
+        run(work, "members", [(", ".join(sources), start)], may_be_empty=num_others > 0)
+        _check_no_clash(work)
+        work.db.execute(
+            f"CREATE VIEW videos AS SELECT * FROM found WHERE NOT ({_IS_SHARD}) UNION ALL SELECT * FROM members"
+        )
+        yield from _one_each(work.read(_sorted("videos")))
+
+
+_IS_SHARD = f"tar_member IS NULL AND regexp_matches(uri, '{TAR_URI}')"
 
 
 def _listing(source: str, videos: FileFilter) -> tuple[str, _Start]:
@@ -111,14 +135,15 @@ def _start_numbered(places: Sequence[Location], rows: RowCollector, tasks: TaskP
     return "objects of these numbers"
 
 
-def _check_some_there(source: str, listed: pa.Table) -> None:
+def _check_some_there(source: str, work: Scratch) -> None:
     """Raises UsageError if a range of numbers was meant for other names: else each would be a missing video."""
     numbered = expand_ranges(source)
     if numbered == [source]:
         return
     uris = [public_uri(locate(one).uri) for one in numbered]
-    there = listed.filter(pc.or_(pc.is_valid(listed["size_bytes"]), pc.is_valid(listed["etag"])))
-    if not pc.any(pc.is_in(there["uri"], pa.array(uris, pa.string()))).as_py():
+    work.db.register("numbered", pa.table({"uri": pa.array(uris, pa.string())}))
+    there = "SELECT count(*) FROM found SEMI JOIN numbered USING (uri) WHERE size_bytes IS NOT NULL OR etag IS NOT NULL"
+    if work.db.execute(there).fetchall() == [(0,)]:
         raise UsageError(
             f"nothing found in {redact(source)!r}: none of these {len(uris):,} objects is there, such as {uris[0]}"
         )
@@ -132,32 +157,50 @@ def _start_shards(
     return f"members of tar files with {videos}"
 
 
+def _check_no_clash(work: Scratch) -> None:
+    """Raises UsageError if an object is called what a member of a tar file is."""
+    clashing = f"SELECT uri FROM found SEMI JOIN members USING (uri) WHERE tar_member IS NULL AND NOT ({_IS_SHARD})"
+    for (uri,) in work.db.execute(f"{clashing} LIMIT 1").fetchall():
+        uri = redact(uri)
+        raise UsageError(f"two videos have the same URI {uri!r}, an object and a member of a tar file. Rename one")
+
+
 def list_folder(folder: Location, *, extensions: Collection[str] = ()) -> pa.Table:
     """All files below a folder that are videos by name, or have one of the extensions: tar files too are one row each.
     Returns and raises what `list_sources` does."""
-    return _list([(folder.uri, partial(_start_folder, folder, VideosOnly(extensions)))])
+    return _list(folder.uri, partial(_start_folder, folder, VideosOnly(extensions)))
 
 
 def list_records(manifest: Location, records: Iterator[ManifestRecord]) -> pa.Table:
     """What the records of a manifest name; returns and raises what `list_sources` does."""
-    return _list([(manifest.uri, partial(_start_records, records))])
+    return _list(manifest.uri, partial(_start_records, records))
 
 
-def _list(
+def _list(source: str, start: _Start) -> pa.Table:
+    with scratch() as work:
+        _run(work, "found", [(source, start)])
+        return pa.concat_tables(_one_each(work.read(_sorted("found"))))
+
+
+def _run(
+    work: Scratch,
+    name: str,
     listings: Sequence[tuple[str, _Start]],
     *,
     left: Counter[str] | None = None,
     num_threads: int = _NUM_THREADS,
     on_progress: Callable[[int], None] | None = None,
-) -> pa.Table:
-    """Runs listings one after the other. Each comes with the name that messages give it."""
-    rows = RowCollector()
-    report = (lambda: on_progress(rows.num_rows)) if on_progress else (lambda: None)
-    for source, start in listings:
-        _collect(source, start, rows, num_threads, report)
+    may_be_empty: bool = False,
+) -> None:
+    """Runs listings one after the other into the view ``name``. Each comes with the name that messages give it."""
+    with work.writer(name, MANIFEST_SCHEMA) as write:
+        rows = RowCollector(write)
+        report = (lambda: on_progress(rows.num_rows)) if on_progress else (lambda: None)
+        for source, start in listings:
+            _collect(source, start, rows, num_threads, report, may_be_empty=may_be_empty)
+        rows.flush()
     if left is not None:
         left.update(rows.left)
-    return _merge(rows.table())
 
 
 def _collect(
@@ -167,7 +210,7 @@ def _collect(
     num_threads: int,
     report: Callable[[], None],
     *,
-    needs_rows: bool = True,
+    may_be_empty: bool,
 ) -> None:
     num_rows, num_skipped = rows.num_rows, rows.num_skipped
     try:
@@ -181,7 +224,7 @@ def _collect(
         if classify(error) in (Failure.NOT_FOUND, Failure.ACCESS_DENIED):
             raise UsageError(f"cannot list {redact(source)!r}: {describe(error)}") from error
         raise_run_error(error, f"cannot list {source!r}")
-    if needs_rows and rows.num_rows == num_rows:
+    if not may_be_empty and rows.num_rows == num_rows:
         num_others = rows.num_skipped - num_skipped
         kinds = ", ".join(f"{count} {kind}" for kind, count in rows.left.most_common(5))
         others = f"; {num_others} other files are there{f' ({kinds})' if kinds else ''}" if num_others else ""
@@ -280,43 +323,33 @@ def _exists_elsewhere(place: Location) -> bool:
     return True
 
 
-def _merge(table: pa.Table) -> pa.Table:
-    """Sorts by URI and span, and keeps one row of each, preferably one with a label, then one with an etag."""
-    # 32-bit string offsets overflow at 2 GB of URIs when rows are taken in another order.
-    wide = table.cast(pa.schema([field.with_type(_WIDE.get(field.type, field.type)) for field in table.schema]))
-    rank = pc.add(pc.multiply(_is_null(wide["label"]), 2), _is_null(wide["etag"]))
-    start, end = pc.fill_null(wide["start_seconds"], 0.0), pc.fill_null(wide["end_seconds"], math.inf)
-    keys = pa.table({"uri": wide["uri"], "start": start, "end": end, "rank": rank})
-    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
-    if len(order) == 0:
-        return table
-    uris, *span = (keys[name].take(order).combine_chunks() for name in ("uri", "start", "end"))
-    is_other = reduce(pc.or_, [pc.not_equal(column[1:], column[:-1]) for column in (uris, *span)])
-    is_first = pa.concat_arrays([pa.array([True]), is_other])
-    _check_spelling(uris, wide["path"].take(order))
-    chosen = order.filter(is_first)
-    slices = [chosen[at : at + _ROWS_PER_SLICE] for at in range(0, len(chosen), _ROWS_PER_SLICE)]
-    return pa.concat_tables([wide.take(part).cast(MANIFEST_SCHEMA) for part in slices])
+def _sorted(name: str, condition: str = "true") -> str:
+    """SQL for rows of a view in order. Of those of one video or span, the first is one with a label, if any has one,
+    then one with an etag."""
+    return f"""
+SELECT * EXCLUDE (place) FROM {name} WHERE {condition}
+ORDER BY uri, coalesce(start_seconds, 0), coalesce(end_seconds, 'infinity'), label IS NULL, etag IS NULL, place
+"""
 
 
-def _check_no_clash(objects: pa.Table, members: pa.Table) -> None:
-    """Raises UsageError if an object is called what a member of a tar file is."""
-    clashing = objects.filter(pc.is_in(objects["uri"], members["uri"].combine_chunks()))
-    clashing = clashing.filter(pc.is_null(clashing["tar_member"]))
-    if clashing.num_rows:
-        uri = redact(clashing["uri"][0].as_py())
-        raise UsageError(f"two videos have the same URI {uri!r}, an object and a member of a tar file. Rename one")
+def _one_each(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The first row of each URI and span, of tables that are sorted by them."""
+    last = MANIFEST_SCHEMA.empty_table()
+    for table in tables:
+        rows = pa.concat_tables([last, table.cast(MANIFEST_SCHEMA)]).combine_chunks()
+        columns = rows["uri"], pc.fill_null(rows["start_seconds"], 0.0), pc.fill_null(rows["end_seconds"], math.inf)
+        is_other = reduce(pc.or_, [pc.not_equal(column[1:], column[:-1]) for column in columns])
+        _check_spelling(rows)
+        first = rows.slice(0, 1 - last.num_rows)  # of the first table
+        yield pa.concat_tables([first, rows.slice(1).filter(is_other)])
+        last = rows.slice(rows.num_rows - 1)
 
 
-def _is_null(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.cast(pc.is_null(column), pa.int8())
-
-
-def _check_spelling(uris: pa.Array, paths: pa.ChunkedArray) -> None:
+def _check_spelling(rows: pa.Table) -> None:
     """A name with a byte that is not UTF-8 can look like one with a backslash in it: two files, one URI."""
-    if paths.null_count == len(paths):
+    if rows["path"].null_count == rows.num_rows:
         return
-    raw = pc.fill_null(paths, b"").combine_chunks()
+    uris, raw = rows["uri"], pc.fill_null(rows["path"], b"")
     is_other = pc.and_(pc.not_equal(raw[1:], raw[:-1]), pc.starts_with(uris[1:], "/"))  # URLs may differ in signature
     is_twice = pc.and_(pc.equal(uris[1:], uris[:-1]), is_other)
     if pc.any(is_twice).as_py():

@@ -1,6 +1,6 @@
-"""The rows of a listing, collected from many threads into Arrow batches.
+"""The rows of a listing, collected from many threads into Arrow tables, which go to a file.
 
-A million objects as one fsspec dict each would take gigabytes; here they take what their Arrow columns take.
+A million objects as one fsspec dict each would take gigabytes; here they take what one such table takes.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -66,7 +66,8 @@ _LOOKUPS_PER_TASK = 32
 class RowCollector:
     """Takes rows from many threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[pa.Table], None]) -> None:
+        """``write`` gets tables of ``MANIFEST_SCHEMA``, one after the other, in no particular order of rows."""
         self.num_rows = 0
         self.num_skipped = 0
         """Files that were seen and do not count as videos."""
@@ -74,7 +75,7 @@ class RowCollector:
         """Those of them that the user may have meant, by extension."""
         self._lock = threading.Lock()
         self._columns: list[list[Any]] = [[] for _ in MANIFEST_SCHEMA]
-        self._batches: list[pa.RecordBatch] = []
+        self._write = write
 
     def add(
         self,
@@ -123,15 +124,14 @@ class RowCollector:
                     is_new = kind not in self.left and len(self.left) >= _MAX_KINDS
                     self.left["of other kinds" if is_new else kind] += 1
 
-    def table(self) -> pa.Table:
-        """All rows so far, of ``MANIFEST_SCHEMA``, in no particular order."""
+    def flush(self) -> None:
+        """Writes what has not been written yet."""
         with self._lock:
             self._flush()
-            return pa.Table.from_batches(self._batches, MANIFEST_SCHEMA)
 
     def _flush(self) -> None:
         arrays = [pa.array(column, field.type) for column, field in zip(self._columns, MANIFEST_SCHEMA, strict=True)]
-        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=MANIFEST_SCHEMA))
+        self._write(pa.table(arrays, schema=MANIFEST_SCHEMA))
         self._columns = [[] for _ in MANIFEST_SCHEMA]
 
 

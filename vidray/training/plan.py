@@ -21,7 +21,7 @@ from typing import Any
 from vidray.checkpoints.checkpoint import VIDRAY_FILE, Checkpoint, read_checkpoint, require_labels
 from vidray.errors import UsageError
 from vidray.sources.labels import LabelledManifest, LabelSource, load_labelled
-from vidray.sources.signed_urls import lacks_secrets, with_secrets
+from vidray.sources.signed_urls import lacks_secrets, paths_of, with_secrets
 from vidray.storage.redaction import public_uri
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
@@ -76,7 +76,7 @@ def read_plan(
     manifest = LabelledManifest.from_parquet(store.read(stored["manifest"]))
     if not is_finished and lacks_secrets(manifest.table):
         listed = listed or load_labelled(label_source(config))
-        manifest = dataclasses.replace(manifest, table=with_secrets(manifest.table, listed.table))
+        manifest = dataclasses.replace(manifest, table=with_secrets(manifest.table, paths_of(listed.table)))
     return TrainingPlan(checkpoint=checkpoint, manifest=manifest, is_finished=is_finished)
 
 

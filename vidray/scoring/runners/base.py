@@ -55,6 +55,9 @@ UNKNOWN_LOSS = Loss(Status.MODEL_ERROR, "it did not come back from the workers, 
 class Runner(Protocol):
     """An engine, for all that one command has to score."""
 
+    rows_at_once: int
+    """How many rows it should be asked for: each call begins and ends with some idle workers, and holds its rows."""
+
     def device(self) -> Literal["cpu", "cuda"]:
         """Where the network will run, now that ``--device auto`` must be decided."""
 

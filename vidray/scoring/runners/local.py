@@ -135,6 +135,8 @@ def find_gpus() -> tuple[str, ...]:
 class LocalRunner:
     """Implements ``Runner`` on the processes of this machine."""
 
+    rows_at_once = 200_000
+
     def __init__(self, config: ScoreConfig, view: ViewConfig, make_stages: MakeStages) -> None:
         self._config, self._view, self._make_stages = config, view, make_stages
         self._gpus = () if config.device == "cpu" else find_gpus()
