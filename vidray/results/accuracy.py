@@ -30,6 +30,8 @@ class Accuracy:
     """Wrong before and right now."""
     num_broken: int
     """Right before and wrong now."""
+    num_never_given: int
+    """Their right label is one that neither model gave any video: perhaps it is written otherwise."""
     labels: Sequence[tuple[str, int, int, int]]
     """(right label, videos, right before, right now), those first whose share moved most."""
 
@@ -39,9 +41,10 @@ class Accuracy:
         if not self.num_known:
             return "of none of these videos the right label is known"
         before, after = (percent(num / self.num_known) for num in (self.num_right_before, self.num_right_after))
+        never = f"; {self.num_never_given:,} with a label that neither model gave any video"
         return (
             f"of {count(self.num_known, 'video')} with a known label {before} were right before and {after} are now: "
-            f"{self.num_mended:,} mended, {self.num_broken:,} broken"
+            f"{self.num_mended:,} mended, {self.num_broken:,} broken{never if self.num_never_given else ''}"
         )
 
 
@@ -78,6 +81,7 @@ def accuracy(db: duckdb.DuckDBPyConnection, source: str, *, num_labels: int = 10
         "num_right_after": _RIGHT_NOW,
         "num_mended": f"{_RIGHT_NOW} AND NOT {_RIGHT_BEFORE}",
         "num_broken": f"{_RIGHT_BEFORE} AND NOT {_RIGHT_NOW}",
+        "num_never_given": "NOT coalesce(t.label IN (SELECT label FROM before UNION SELECT label FROM after), false)",
     }
     counts = ", ".join(f"count(*) FILTER ({condition})" for condition in conditions.values())
     (totals,) = db.execute(f"SELECT {counts} {_KNOWN}").fetchall()
