@@ -49,7 +49,7 @@ def walk_s3(fs: Any, bucket: str = "b", num_threads: int = 4, keys_per_page: int
     folder = Location(kind="s3", fs=fs, path=f"{bucket}/v", root="s3://")
     with TaskPool(num_threads) as tasks:
         S3Walk(folder=folder, keep=VideosOnly(), rows=rows, tasks=tasks, keys_per_page=keys_per_page).start()
-        tasks.join(lambda: None)
+        tasks.join()
     rows.flush()
     return sorted(uri for table in tables for uri in table["uri"].to_pylist())
 

@@ -35,6 +35,8 @@ __all__ = ["MANIFEST_SCHEMA", "VIDEO_EXTENSIONS", "list_folder", "list_records",
 
 _NUM_THREADS = 16
 _RECORDS_PER_STEP = 1_000
+_MAX_TASKS_WAITING = 1_000
+"""Of a manifest: it may name more objects than there is memory for."""
 _WILDCARD = re.compile(r"[*?\[]")
 _WALKS: dict[str, type[Walk]] = {"local": LocalWalk, "s3": S3Walk}
 """Which walk lists the files below a folder of each kind of location; `FsspecWalk` does for all others."""
@@ -214,9 +216,9 @@ def _collect(
 ) -> None:
     num_rows, num_skipped = rows.num_rows, rows.num_skipped
     try:
-        with TaskPool(num_threads) as tasks:
+        with TaskPool(num_threads, on_step=report) as tasks:
             looked_for = start(rows, tasks)
-            tasks.join(report)
+            tasks.join()
             report()
     except (UsageError, RunError):
         raise
@@ -268,6 +270,7 @@ def _start_records(records: Iterator[ManifestRecord], rows: RowCollector, tasks:
             labels=[record.label for record in unknown],
             spans=[record.span for record in unknown],
         )
+        tasks.join(leaving=_MAX_TASKS_WAITING)
     return "rows of a manifest"
 
 

@@ -12,13 +12,15 @@ from typing import Any
 class TaskPool:
     """Runs tasks, which may spawn further ones. The first error ends them all."""
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, *, on_step: Callable[[], None] = lambda: None) -> None:
+        """``on_step``: called while somebody waits, after each task that has ended."""
         self.num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="vidray-list")
         self._results: SimpleQueue[BaseException | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._num_open = 0
         self._is_over = False
+        self._on_step = on_step
 
     @property
     def num_idle(self) -> int:
@@ -43,15 +45,15 @@ class TaskPool:
             self._num_open += 1
         self._pool.submit(self._run, task, args)
 
-    def join(self, on_step: Callable[[], None]) -> None:
-        """Waits until every task has ended, those spawned meanwhile too; calls ``on_step`` after each."""
-        while self._num_open:
+    def join(self, *, leaving: int = 0) -> None:
+        """Waits until no more tasks than so many are left, those spawned meanwhile too."""
+        while self._num_open > leaving:
             error = self._results.get()
             with self._lock:
                 self._num_open -= 1
             if error is not None:
                 raise error
-            on_step()
+            self._on_step()
 
     def _run(self, task: Callable[..., None], args: tuple[Any, ...]) -> None:
         try:
