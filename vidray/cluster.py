@@ -34,6 +34,7 @@ _LOCAL_SETTINGS = {
 
 _KNOCK_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
+_ROOM_SECONDS = 5.0
 _RAY_LOST = signal.SIGUSR1
 """Sent to this process by itself, since an exception of a thread reaches no other."""
 _RAY_DIED = "the Ray that was started here has died; the same command goes on from what is written"
@@ -311,6 +312,30 @@ def wait_for_nodes(decide: Callable[[Cluster], T], *, seconds: float) -> T:
             if time.monotonic() > deadline:
                 raise
         time.sleep(_LOOK_SECONDS)
+
+
+def tell_lack_of_room(*, num_cpus: float, num_gpus: float, say: Callable[[str], None]) -> None:
+    """Say so if less than this is free on the cluster that this process is connected to: Ray waits in silence.
+
+    Looks for a few seconds, in which what ran before may end.
+    """
+    import ray
+
+    needed = {"CPU": num_cpus, "GPU": num_gpus}
+    deadline = time.monotonic() + _ROOM_SECONDS
+    while True:
+        free, there = ray.available_resources(), ray.cluster_resources()
+        lacking = [name for name, number in needed.items() if free.get(name, 0.0) < number - 1e-6]
+        if not lacking:
+            return
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_LOOK_SECONDS / 4)
+    told = ", and ".join(
+        f"{free.get(name, 0):.3g} of {there.get(name, 0):g} {name}s are free where {needed[name]:.3g} are needed"
+        for name in lacking
+    )
+    say(f"waiting for room on the Ray cluster: {told}")
 
 
 _CAUSE = re.compile(r"^(?!ray\.)([\w.]+(?:Error|Exception|Exit|Interrupt)): (.+)$", re.MULTILINE)

@@ -134,7 +134,7 @@ class ScoreJob:
         return "\n".join(lines)
 
     def _make_runner(self) -> Runner:
-        return make_runner(self.config, self.view, self._stages)
+        return make_runner(self.config, self.view, self._stages, say=self.progress.say)
 
     def _stages(self, num_threads: int | None) -> Stages:
         return self._make_stages(self.config, self.checkpoint, self.view, num_threads)

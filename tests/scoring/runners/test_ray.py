@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import re
 import threading
 from collections.abc import Iterator
 
@@ -12,12 +13,14 @@ import pyarrow as pa
 import pytest
 import ray
 
-from tests.support.faulty_stages import Breaks, Counts, Dawdles, Inflates, Meets, Same
+from tests.support.faulty_stages import Breaks, Counts, Dawdles, Inflates, Meets, Predicts, Same
 from tests.support.runs import wait_until
+from vidray.scoring.config import ScoreConfig
 from vidray.scoring.runners import ray as ray_runner
 from vidray.scoring.runners.base import Stages, StageSpec
 from vidray.scoring.runners.ray import PlanSource
 from vidray.scoring.runners.ray_layout import ActorPool, Layout
+from vidray.types import ViewConfig
 
 
 def stages_of(decode: StageSpec | type | None, predict: StageSpec | type) -> Stages:
@@ -120,6 +123,31 @@ def test_a_failure_in_a_stage_ends_the_run_with_its_cause(local_ray, layout):
 
     with pytest.raises(RunError, match="no such thing"):
         list(stream(pa.table({"row": np.arange(3)}), Breaks, Same, layout))
+
+
+def test_a_run_for_which_there_is_no_room_says_so_and_goes_on_when_there_is(local_ray):
+    """Somebody else has one of two CPUs; a decoder and a predictor need more."""
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def is_there(self) -> bool:
+            return True
+
+    other, told = Other.remote(), []
+    assert ray.get(other.is_there.remote())
+    wait_until(lambda: ray.available_resources().get("CPU", 0) == 1, timeout=30, what="the other actor")
+
+    def say(text: str) -> None:
+        told.append(text)
+        ray.kill(other)
+
+    config = ScoreConfig(source=("-",), model="-", output="-", device="cpu", decoders="1", predictors="1")
+    view = ViewConfig(num_frames=2, size=8, num_clips=1)
+    runner = ray_runner.RayRunner(config, view, lambda num_threads: stages_of(Counts, Predicts), say=say)
+    rows = sorted(row for table in runner.run(pa.table({"row": np.arange(3)})) for row in table["row"].to_pylist())
+    assert rows == [0, 1, 2]
+    (text,) = told
+    assert re.match(r"waiting for room on the Ray cluster: 1 of 2 CPUs are free where 1\.\d+ are needed", text)
 
 
 def test_the_graph_of_a_streaming_run_has_one_pool(local_ray, layout, capfd):

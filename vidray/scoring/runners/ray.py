@@ -14,7 +14,7 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import BlockMetadata
 
-from vidray.cluster import Cluster, connected, explain, wait_for_nodes
+from vidray.cluster import Cluster, connected, explain, tell_lack_of_room, wait_for_nodes
 from vidray.errors import DeviceLostError, UsageError
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.output import ROW
@@ -49,8 +49,10 @@ class RayRunner:
     rows_at_once = 2_000_000
     """Some 13 seconds of starting actors for 28 minutes or more: one driver takes 1,200 rows a second at most."""
 
-    def __init__(self, config: ScoreConfig, view: ViewConfig, make_stages: MakeStages) -> None:
-        self._config, self._view, self._make_stages = config, view, make_stages
+    def __init__(
+        self, config: ScoreConfig, view: ViewConfig, make_stages: MakeStages, *, say: Callable[[str], None]
+    ) -> None:
+        self._config, self._view, self._make_stages, self._say = config, view, make_stages, say
         self._connection = contextlib.ExitStack()
         self._is_connected = False
         self._lost: dict[int, Loss] = {}
@@ -72,6 +74,7 @@ class RayRunner:
         if alone:
             layout = dataclasses.replace(layout, rows_per_block=1)
         stages = self._make_stages(layout.threads_per_predictor)
+        tell_lack_of_room(num_cpus=layout.min_cpus, num_gpus=layout.min_gpus, say=self._say)
         # Ray aborts the process if it is shut down while it executes.
         with contextlib.closing(stream(rows, stages, layout, stall_timeout=self._config.stall_seconds)) as tables:
             for table in tables:

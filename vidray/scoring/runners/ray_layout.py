@@ -59,6 +59,16 @@ class Layout:
     max_store_bytes: float = math.inf
     """How much of Ray's store the views may take; decoders wait when it is full."""
 
+    @property
+    def min_cpus(self) -> float:
+        """What the actors need without which nothing begins."""
+        return sum(pool.min_size * pool.num_cpus for pool in (self.decode, self.predict) if pool is not None)
+
+    @property
+    def min_gpus(self) -> float:
+        """See ``min_cpus``."""
+        return self.predict.min_size * self.predict.num_gpus
+
 
 def make_layout(config: ScoreConfig, view: ViewConfig, cluster: Cluster, *, num_rows: int) -> Layout:
     """Size the pools to the cluster. Raises UsageError for what could never start."""
