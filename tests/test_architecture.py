@@ -29,7 +29,7 @@ LAYERS = [
 ORDER = {
     "storage": [
         *("redaction", "failures", "retry", "redirects", "location"),
-        *("versions", "fetch", "neighbours", "ranges", "store", "localize", "lease", "arrow_file"),
+        *("versions", "fetch", "neighbours", "ranges", "store", "folder_kind", "localize", "lease", "arrow_file"),
     ],
     "video": [
         *("sampling", "byte_sources", "mp4_boxes", "file_size", "geometry", "random_crops"),

@@ -123,7 +123,7 @@ def load(model: Place, **options: Any) -> Classifier:
 
 
 def read(output: Place, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """The current row of each video of an output.
+    """The current rows of an output: one of each video, or span of one, for each result key (model, views, …).
 
     Args:
         columns: only these; None: all (docs/output.md).

@@ -144,7 +144,18 @@ def choices_of(hint: Any) -> dict[str, str]:
     return {low: word for one in typing.get_args(hint) for low, word in choices_of(one).items()}
 
 
+_ALSO_CALLED = {
+    **{"--lr": "--learning-rate", "--bs": "--global-batch-size", "--batch": "--global-batch-size"},
+    **{"--data": "--source", "--input": "--source", "--output-dir": "--output", "--out": "--output"},
+    **{"--num-epochs": "--epochs", "--num-workers": "--workers", "--val-split": "--validation-share"},
+    **{"--checkpoint": "--model", "--gpu": "--device"},
+}
+"""What other programs call our flags."""
+
+
 def _nearest(flag: str, flags: Mapping[str, Any]) -> str:
+    if (ours := _ALSO_CALLED.get(flag)) in flags:
+        return f"; here it is {ours}"
     near = difflib.get_close_matches(flag, flags, n=3)
     return f"; the nearest: {' '.join(near)}" if near else ""
 

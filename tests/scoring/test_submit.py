@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -177,18 +178,20 @@ def submit_and_wait(arguments: list[str], environment: dict[str, str], cwd: Path
 
 
 @pytest.mark.long
-def test_a_submitted_night_tells_its_verdict_in_the_last_line_and_one_that_is_stopped_is_missed_and_goes_on(
-    cluster, tmp_path
-):
+def test_a_submitted_night_outlives_who_followed_it_and_is_resumed_after_it_was_stopped(cluster, tmp_path):
     """``ray job stop`` leaves a driver three seconds, which may be too few for a verdict: `vidray status` tells."""
     model, output = make_videomae(tmp_path / "model"), tmp_path / "out"
     uris = runs.make_bucket(tmp_path / "videos", num_videos=800)
     places = ["--source", str(tmp_path / "videos"), "--model", str(model), "--output", str(output)]
     job = ["python", "jobs/nightly.py", *places, "--views", "5x3", "--rows-per-part", "8", "--no-frames"]
-    submit = [*cluster.submit[:-1], "--submission-id", "night", "--no-wait", "--"]
-    started = submit_and_wait([*submit, *job], cluster.with_token, cluster.clone)
-    assert started.returncode == 0, started.stdout
+    submit = [*cluster.submit[:-1], "--submission-id", "night", "--"]
+    client = runs.start([*submit, *job], env=cluster.with_token, cwd=cluster.clone)
     runs.wait_until(lambda: runs.parts(output) != [], what="a part")
+    client.send_signal(signal.SIGINT)
+    followed, _ = client.communicate(timeout=60)
+    assert "videos in 100 parts" in followed
+    num_parts = len(runs.parts(output))
+    runs.wait_until(lambda: len(runs.parts(output)) > num_parts, what="a part after its client")
     address = cluster.submit[cluster.submit.index("--address") + 1]
     stop = [RAY, "job", "stop", "--address", address, "night"]
     assert submit_and_wait(stop, cluster.with_token, cluster.clone).returncode == 0

@@ -15,6 +15,7 @@ from vidray.results.moments import Moment, merge
 from vidray.results.read import read
 from vidray.scoring.config import ScoreConfig
 from vidray.scoring.job import ScoreJob
+from vidray.storage.folder_kind import require_kind
 from vidray.storage.store import Store
 from vidray.training import job
 from vidray.training.config import EvaluateConfig
@@ -49,6 +50,8 @@ def evaluate_segments(
         UsageError: a label is not the model's, or has no end.
         RunError, TooManyFailuresError: as a score run.
     """
+    if config.output is not None:
+        require_kind(Store(config.output), "evaluation")
     with tempfile.TemporaryDirectory(prefix="vidray-evaluate-") as temporary:
         manifest = Path(temporary, "videos.jsonl")
         output = f"{temporary if config.output is None else config.output.rstrip('/')}/scores"

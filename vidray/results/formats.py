@@ -21,8 +21,10 @@ _NUMBERS = ("BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "F
 """How the names of types begin whose values are numbers, or true and false."""
 
 
-def write_result(session: Session, query: str, *, kind: str, to: str | None) -> None:
+def write_result(session: Session, query: str, *, kind: str, to: str | None) -> int:
     """Write what a query gives to a new file, whole or not at all; None or ``-``: to standard output.
+
+    Returns how many rows these are.
 
     Raises:
         UsageError: as `Session.run`; or Parquet would go to a screen, or the file would lie in the output.
@@ -34,7 +36,7 @@ def write_result(session: Session, query: str, *, kind: str, to: str | None) -> 
     if not is_printed:
         _check_place(session, str(to))
     path = os.path.join(session.folder, f"result.{kind}")
-    session.copy(_projected(session, query, kind), path, _OPTIONS[kind])
+    num_rows = session.copy(_projected(session, query, kind), path, _OPTIONS[kind])
     with open(path, "rb") as file:
         if is_printed:
             shutil.copyfileobj(file, sys.stdout.buffer)
@@ -42,6 +44,7 @@ def write_result(session: Session, query: str, *, kind: str, to: str | None) -> 
         else:
             create_file(str(to), file.read())
     os.unlink(path)
+    return num_rows
 
 
 def _check_place(session: Session, to: str) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from vidray.flags import require, shown_as
+from vidray.pages.words import count
 from vidray.results import views
 from vidray.results.ddl import Engine, ddl
 from vidray.results.examples import format_examples
@@ -104,9 +105,9 @@ def query(config: QueryConfig) -> None:
         if config.kind == "table":
             print_table(session, selected)
         else:
-            write_result(session, selected, kind=config.kind, to=config.to)
+            num_rows = write_result(session, selected, kind=config.kind, to=config.to)
             if config.to not in (None, "-"):
-                _note(f"written to {config.to}")
+                _note(f"{count(num_rows, 'row')} written to {config.to}")
 
 
 def print_table(session: Session, selected: str) -> None:
@@ -115,8 +116,8 @@ def print_table(session: Session, selected: str) -> None:
     table = session.run(f"SELECT * FROM (\n{selected}\n) LIMIT {most + 1}")
     print(format_table(table.slice(0, most), width=screen_width()))
     if table.num_rows > most:
-        count = session.run(f"SELECT count(*) AS n FROM (\n{selected}\n)")["n"][0].as_py()
-        print(f"{count:,} rows, of which these are {most:,}; --format csv --to FILE takes all")
+        num_rows = session.run(f"SELECT count(*) AS n FROM (\n{selected}\n)")["n"][0].as_py()
+        print(f"{num_rows:,} rows, of which these are {most:,}; --format csv --to FILE takes all")
     else:
         print(f"{table.num_rows:,} row{'' if table.num_rows == 1 else 's'}")
 

@@ -38,6 +38,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         require((self.output is None) != (self.model is None), "--output", self.output, "an output, or --model instead")
+        require(self.to.lower().endswith((".html", ".htm")), "--to", self.to, "the name of an .html file")
         require(self.model is None or self.run is self.against is None, "--run", self.run, "a run only with --output")
         require(self.model is None or self.labelled is None, "--labelled", self.labelled, "a source only with --output")
 

@@ -114,11 +114,12 @@ class Session:
         described = self.run(f"DESCRIBE SELECT * FROM (\n{query}\n)")
         return list(zip(*(described[name].to_pylist() for name in ("column_name", "column_type")), strict=True))
 
-    def copy(self, query: str, path: str, options: str) -> None:
-        """Write what a query gives to a file in ``folder``. Raises as `run`."""
+    def copy(self, query: str, path: str, options: str) -> int:
+        """Write what a query gives to a file in ``folder``. Returns how many rows that were; raises as `run`."""
         self._add_history(query)
         try:
-            self._db.execute(f"COPY (\n{query}\n) TO {views.literal(path)} ({options})")
+            copied = self._db.execute(f"COPY (\n{query}\n) TO {views.literal(path)} ({options})")
+            return int(copied.fetchall()[0][0])
         except duckdb.Error as error:
             raise self._failure(error) from error
 

@@ -43,6 +43,7 @@ from vidray.scoring.timing import StageTimes
 from vidray.scoring.verdict import Tally, Verdict, leave
 from vidray.sources.manifest import list_sources
 from vidray.sources.signed_urls import lacks_secrets, paths_of, with_secrets
+from vidray.storage.folder_kind import require_kind
 from vidray.storage.lease import Lease
 from vidray.storage.redaction import public_uri
 from vidray.storage.store import Store
@@ -87,6 +88,7 @@ class ScoreJob:
         Raises UsageError, RunError, OutputInUseError while another run is at work, or TooManyFailuresError when all is
         written but too many videos have no scores.
         """
+        require_kind(self.store, "scores")
         if not self.config.allow_unconditional_store:
             self.store.probe()
         try:

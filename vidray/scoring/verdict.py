@@ -96,7 +96,7 @@ class Tally:
                 raise TooManyFailuresError(
                     f"{summary['num_failed']} of {summary['num_planned']} videos failed, more than --max-failure-rate "
                     f"{self.max_failure_rate:g} allows. All rows are written, and the run {summary['run_id']} is "
-                    "marked _FAILED"
+                    "marked _FAILED; `vidray query --output …` shows which and why"
                 )
         if self.listed is None:
             return

@@ -12,6 +12,7 @@ from vidray.cluster import named_cluster
 from vidray.cpu_tuning import ENVIRONMENT
 from vidray.errors import UsageError
 from vidray.sources.signed_urls import holds_secrets
+from vidray.storage.folder_kind import require_kind
 from vidray.storage.lease import Lease, LeaseGuard
 from vidray.storage.store import Store
 from vidray.training.config import EvaluateConfig, TrainConfig
@@ -113,6 +114,7 @@ def evaluate(config: EvaluateConfig, *, log: Callable[[str], None] = print) -> d
     require_labels(checkpoint)
     store = None if config.output is None else Store(config.output)
     if store is not None:
+        require_kind(store, "evaluation")
         store.probe()
     return evaluate_checkpoint(config, checkpoint, labelled_rows(config, checkpoint.labels), store, log=log)
 

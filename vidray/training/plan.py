@@ -22,6 +22,7 @@ from vidray.checkpoints.checkpoint import VIDRAY_FILE, Checkpoint, read_checkpoi
 from vidray.errors import UsageError
 from vidray.sources.labels import LabelledManifest, LabelSource, load_labelled
 from vidray.sources.signed_urls import lacks_secrets, paths_of, with_secrets
+from vidray.storage.folder_kind import require_kind
 from vidray.storage.redaction import public_uri
 from vidray.storage.store import Store
 from vidray.training.config import TrainConfig
@@ -52,6 +53,7 @@ def prepare_output(config: TrainConfig, *, log: Callable[[str], None]) -> Traini
     if not store.exists(SETTINGS_FILE):
         if store.exists(VIDRAY_FILE) or store.exists("config.json"):
             raise UsageError(f"--output {store.uri} holds a checkpoint that no run of vidray train made; take another")
+        require_kind(store, "checkpoint")
         store.probe()
         return read_plan(config, checkpoint, listed=_write_plan(store, config, checkpoint, log=log))
     return read_plan(config, checkpoint)
