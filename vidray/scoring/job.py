@@ -88,9 +88,9 @@ class ScoreJob:
         Raises UsageError, RunError, OutputInUseError while another run is at work, or TooManyFailuresError when all is
         written but too many videos have no scores.
         """
-        require_kind(self.store, "scores")
         if not self.config.allow_unconditional_store:
             self.store.probe()
+        require_kind(self.store, "scores")
         try:
             on_wait = self.progress.say if self.config.wait else None
             with contextlib.closing(self._make_runner()) as runner, Lease(self.store).held(on_wait=on_wait) as lease:

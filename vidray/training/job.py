@@ -114,8 +114,8 @@ def evaluate(config: EvaluateConfig, *, log: Callable[[str], None] = print) -> d
     require_labels(checkpoint)
     store = None if config.output is None else Store(config.output)
     if store is not None:
-        require_kind(store, "evaluation")
         store.probe()
+        require_kind(store, "evaluation")
     return evaluate_checkpoint(config, checkpoint, labelled_rows(config, checkpoint.labels), store, log=log)
 
 

@@ -53,8 +53,8 @@ def prepare_output(config: TrainConfig, *, log: Callable[[str], None]) -> Traini
     if not store.exists(SETTINGS_FILE):
         if store.exists(VIDRAY_FILE) or store.exists("config.json"):
             raise UsageError(f"--output {store.uri} holds a checkpoint that no run of vidray train made; take another")
-        require_kind(store, "checkpoint")
         store.probe()
+        require_kind(store, "checkpoint")
         return read_plan(config, checkpoint, listed=_write_plan(store, config, checkpoint, log=log))
     return read_plan(config, checkpoint)
 
