@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support import runs
+from tests.support.checkpoints import make_videomae
 from vidray.cli.main import main as cli
 from vidray.errors import UsageError
 from vidray.storage.folder_kind import require_kind
@@ -49,3 +51,16 @@ def test_others_are_not(tmp_path, there, kind) -> None:
 def test_a_report_goes_over_no_video(tmp_path, capsys) -> None:
     assert cli(["report", "--output", str(tmp_path), "--to", str(tmp_path / "v.mp4")]) == 2
     assert "v.mp4', allowed is the name of an .html file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["score", "train", "evaluate"])
+def test_every_command_refuses_the_folder_of_another(tmp_path, command, capsys) -> None:
+    model, scores = make_videomae(tmp_path / "model"), Store(str(tmp_path / "scores"))
+    scores.create("_runs/r/plan.parquet", b"")
+    videos = runs.make_classes(tmp_path / "videos", num_videos=4)
+    output = scores.uri if command == "train" else str(model)
+    arguments = ["--source", str(videos), "--model", str(model), "--output", output, "--device", "cpu"]
+    before = sorted(tmp_path.rglob("*"))
+    assert cli([command, *arguments]) == 2
+    assert f"--output: {output} is " in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
