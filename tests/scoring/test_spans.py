@@ -134,10 +134,11 @@ def test_nights_pay_for_new_spans_alone_and_each_is_counted_by_itself(folder, mo
     assert cli(["verify", "--output", str(output)]) == 0
 
 
-def test_a_driver_killed_in_the_middle_scores_each_span_once(folder, models, tmp_path) -> None:
+@pytest.mark.parametrize("where", ["local", pytest.param("ray", marks=pytest.mark.long)])
+def test_a_driver_killed_in_the_middle_scores_each_span_once(folder, models, tmp_path, where) -> None:
     output, spans = tmp_path / "out", [(number / 40, number / 40 + 0.5) for number in range(120)]
     manifest = write_manifest(tmp_path / "m.jsonl", [(str(folder / "whole.mp4"), *span) for span in spans])
-    flags = (*runs.TINY_VIEWS, "--rows-per-part", "4", "--runner", "local")
+    flags = (*runs.TINY_VIEWS, "--rows-per-part", "4", "--runner", where)
     arguments = runs.command(source=manifest, model=models["clips"], output=output, flags=flags)
     process = runs.start(arguments)
     runs.wait_until(lambda: len(runs.parts(output)) >= 3 or process.poll() is not None, what="the point to kill at")
