@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import duckdb
+import pyarrow as pa
 
 from vidray.errors import UsageError
 from vidray.pages.words import count, percent
@@ -48,33 +49,31 @@ class Accuracy:
         )
 
 
-def accuracy_asked_for(
-    db: duckdb.DuckDBPyConnection, run: Run, other: Run | None, source: str | None
-) -> Accuracy | None:
-    """`accuracy` between two models; None if no source is named.
+def known_labels(run: Run, other: Run | None, source: str | None) -> pa.Table | None:
+    """What `accuracy` between two runs needs to know; None if no source is named. Before any row is read.
+
+    Args:
+        source: labelled videos, as `vidray train --source` reads them.
 
     Raises:
-        UsageError: the runs are of one model, or as `accuracy`.
+        UsageError: the runs are of one model, or the source is missing or cannot be understood.
+        RunError: its store failed.
     """
     if source is None:
         return None
     if other is None or other.result_key == run.result_key:
         against = "there is no other run" if other is None else f"run {other.run_id} is of the same model and views"
         raise UsageError(f"--labelled {source}: it is for two models on the same videos, and {against}")
-    return accuracy(db, source)
+    return load_labels(LabelSource(source=(source,)))
 
 
-def accuracy(db: duckdb.DuckDBPyConnection, source: str, *, num_labels: int = 10) -> Accuracy:
+def accuracy(db: duckdb.DuckDBPyConnection, truth: pa.Table, *, num_labels: int = 10) -> Accuracy:
     """Of the tables ``before`` and ``after``. A label that no model knows counts as wrong.
 
     Args:
-        source: labelled videos, as `vidray train --source` reads them.
-
-    Raises:
-        UsageError: the source is missing or cannot be understood.
-        RunError: its store failed.
+        truth: of `known_labels`.
     """
-    db.register("truth", load_labels(LabelSource(source=(source,))))
+    db.register("truth", truth)
     conditions = {
         "num_known": "true",
         "num_right_before": _RIGHT_BEFORE,

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from vidray.errors import UsageError
 from vidray.pages.words import count, percent
-from vidray.results.accuracy import Accuracy, accuracy_asked_for
+from vidray.results.accuracy import Accuracy, accuracy, known_labels
 from vidray.results.changes import Change, Flips, changes, flips
 from vidray.results.profile import keep_profile, make_profile
 from vidray.results.run_rows import Run, before, choose, compared, database, ended_runs
@@ -99,11 +99,12 @@ def compare_runs(
     other = usual if against is None else choose(runs, against, flag="RUN")
     if other == run:
         raise UsageError(f"RUN: got {run.run_id!r} twice, allowed are two runs")
+    truth = known_labels(run, other, labelled)
     with database(store, compared(runs, other, run)) as db:
         is_alike = other is not None and other.result_key == run.result_key
         moved = tuple(changes(db)) if is_alike else ()
         flipped = flips(db) if other is not None and not is_alike else None
-        right = accuracy_asked_for(db, run, other, labelled)
+        right = None if truth is None else accuracy(db, truth)
         profile = make_profile(db, run, other, moved, flipped) if other == usual else None
     return Comparison(
         output=store.uri, run=run, other=other, changes=moved, flips=flipped, accuracy=right, profile=profile

@@ -119,7 +119,7 @@ def print_table(session: Session, selected: str) -> None:
         num_rows = session.run(f"SELECT count(*) AS n FROM (\n{selected}\n)")["n"][0].as_py()
         print(f"{num_rows:,} rows, of which these are {most:,}; --format csv --to FILE takes all")
     else:
-        print(f"{table.num_rows:,} row{'' if table.num_rows == 1 else 's'}")
+        print(count(table.num_rows, "row"))
 
 
 def _note(text: str) -> None:

@@ -9,7 +9,7 @@ from vidray.flags import require, shown_as
 from vidray.pages.blocks import Page
 from vidray.pages.page import render
 from vidray.results import report_change, report_found, report_run
-from vidray.results.accuracy import accuracy_asked_for
+from vidray.results.accuracy import accuracy, known_labels
 from vidray.results.run_rows import before, choose, compared, database, ended_runs
 from vidray.storage.store import Store, file_place
 
@@ -74,11 +74,12 @@ def scoring_page(
     runs = ended_runs(store)
     run = choose(runs, run_id, flag="--run")
     other = before(runs, run) if against is None else choose(runs, against, flag="--against")
+    truth = known_labels(run, other, labelled)
     with database(store, compared(runs, other, run)) as db:
         sections = [
             report_run.section(db, run),
             report_found.section(db, store, with_frames=with_frames),
-            report_change.section(db, run, other, accuracy_asked_for(db, run, other, labelled)),
+            report_change.section(db, run, other, None if truth is None else accuracy(db, truth)),
         ]
         return Page(
             title=f"Scores of {run.summary['created_at'][:10]}",
